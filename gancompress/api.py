@@ -1,0 +1,158 @@
+"""What the commands do, as functions: inspect, distill, sample, and finding the newest run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gancompress.config import load_recipe, recipe_names
+from gancompress.console import Silent
+from gancompress.cost import generator_cost
+from gancompress.data import EVALUATION, draw, rng
+from gancompress.errors import MissingError, UsageError
+from gancompress.loading import find, load_gan
+from gancompress.loop import Reporter
+from gancompress.losses import LOSSES
+from gancompress.losses.base import NEEDS
+from gancompress.planning import RUNS, make_plan, run_plan
+from gancompress.report import save_grid, save_rows
+
+
+def recipe_table() -> list[dict[str, Any]]:
+    """Every recipe with its paper and what it needs."""
+    rows = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        loss = LOSSES[recipe.loss]
+        rows.append({"name": name, "paper": recipe.paper, "needs": sorted(loss.needs), "uses": sorted(loss.uses)})
+    return rows
+
+
+def inspect(source: str, *, discriminator: str | None = None, family: str | None = None, **reader_options: Any) -> dict[str, Any]:
+    """What a source holds, as a JSON-able dict: family, architecture, costs, contents, assumptions, recipes it can feed.
+
+    Raises:
+        GanCompressError: the source is missing, unsafe, damaged or of no family we know.
+    """
+    found = find(source, discriminator=discriminator, family=family, options=reader_options)
+    parts = {n.reading.part for n in found.networks}
+    result: dict[str, Any] = {
+        "source": source,
+        "container": found.container,
+        "bytes": found.file_bytes,
+        "family": found.family.name,
+        "arch": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(found.arch).items()},
+        "contents": [
+            {"where": n.where, "part": n.reading.part, "ema": n.ema, "parameters": _count(found.family, found.arch, n.reading.part)} for n in found.networks
+        ],
+        "others": found.others,
+        "assumptions": found.assumptions,
+        "metadata": {k: v for k, v in found.metadata.items() if k not in ("arch", "family")},
+    }
+    if "generator" in parts:
+        cost = generator_cost(found.family, found.arch)
+        result |= {"parameters": cost.parameters, "macs_input_convention": cost.macs_in, "macs_output_convention": cost.macs_out}
+    result["recipes"] = {}
+    has = {"teacher_images"} if "generator" in parts else set()
+    has |= {"teacher_discriminator"} if "discriminator" in parts else set()
+    for row in recipe_table():
+        missing = [NEEDS[n] for n in row["needs"] if n not in has and n != "real"]
+        result["recipes"][row["name"]] = {
+            "feeds": not missing and "generator" in parts,
+            "missing": missing or ([] if "generator" in parts else ["a generator"]),
+            "also": [NEEDS[n] for n in row["needs"] if n == "real"] + [f"optional: {NEEDS[n]}" for n in row["uses"] if n not in has],
+        }
+    return result
+
+
+def _count(family: Any, arch: Any, part: str) -> int:
+    with torch.device("meta"):
+        net = family.generator(arch) if part == "generator" else family.discriminator(arch)
+    return sum(p.numel() for p in net.parameters())
+
+
+def distill(
+    teacher: str | None = None,
+    recipe: str = "mse",
+    *,
+    overrides: Iterable[tuple[str, Any]] = (),
+    reporter: Reporter | None = None,
+    **plan_options: Any,
+) -> Path:
+    """Compress a teacher; returns the path of student.safetensors. Called again with the same arguments it goes on or is done.
+
+    Args:
+        teacher: whatever ``load`` takes; None for a recipe that trains without one.
+        recipe: a name of ``gancompress recipes`` or the path of a YAML file.
+        overrides: pairs such as ("student.ch_mul", 0.25) or ("schedule.kimg", 50).
+        plan_options: data, out, device, discriminator, reader_options, target_params, target_macs, target_size, steps
+            (see ``gancompress.planning.make_plan``).
+
+    Raises:
+        GanCompressError: of the kind that fits.
+    """
+    return run_plan(make_plan(teacher, recipe, overrides=overrides, **plan_options), reporter or Silent())
+
+
+def sample(
+    source: str, out: str | Path, *, num: int = 64, seed: int = 0, label: int | None = None, device: torch.device | None = None, **reader_options: Any
+) -> Path:
+    """Images of a source: one grid where ``out`` ends in .png, else ``num`` numbered files in that directory.
+
+    Raises:
+        UsageError: a label the network does not have. GanCompressError: the source cannot be loaded.
+    """
+    gan = load_gan(source, options=reader_options)
+    device = device or torch.device("cpu")
+    if num < 1:
+        raise UsageError(f"--num {num}: at least 1")
+    if label is not None and not 0 <= label < gan.arch.classes:
+        raise UsageError(f"--label {label}: this network has {gan.arch.classes} classes" if gan.arch.classes else "this network has no classes")
+    inputs, condition = gan.sample(num, rng(seed, EVALUATION))
+    if label is not None:
+        condition = torch.full((num,), label)
+    gan.to(device)
+    images = torch.cat([draw(gan, i, None if condition is None else c, device).cpu() for i, c in _pieces(inputs, condition)])
+    target = Path(out)
+    if target.suffix.lower() == ".png":
+        save_grid(target, images)
+        return target
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists and is not an empty directory", "choose another --out, or a name ending in .png for one grid")
+    for i, image in enumerate(images):
+        save_rows(target / f"{i:06d}.png", [("", image[None])], scale=1)
+    return target
+
+
+def _pieces(inputs: torch.Tensor, condition: torch.Tensor | None) -> Iterable[tuple[torch.Tensor, Any]]:
+    labels = condition.split(64) if condition is not None else [None] * len(inputs.split(64))
+    return zip(inputs.split(64), labels, strict=True)
+
+
+def newest_run() -> Path:
+    """The newest finished run under ./runs.
+
+    Raises:
+        MissingError: there is none.
+    """
+    finished = sorted(RUNS.glob("*/student.safetensors"), key=lambda p: p.stat().st_mtime) if RUNS.is_dir() else []
+    if not finished:
+        raise MissingError("no finished run under ./runs", "name a student or a run folder, or make one: gancompress distill TEACHER")
+    return finished[-1].parent
+
+
+def teacher_of(source: str) -> str | None:
+    """The teacher a run folder or its student was made from, where it is still there."""
+    path = Path(source)
+    record = (path if path.is_dir() else path.parent) / "run.json"
+    try:
+        teacher = json.loads(record.read_text())["identity"]["teacher"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    name = teacher and teacher["source"]
+    return name if name and (":" in name or Path(name).exists()) else None
+

@@ -1,0 +1,89 @@
+"""Writes what a run leaves: networks as self-describing safetensors, and its own state. Every write is whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from gancompress.errors import CheckpointError, GanCompressError
+from gancompress.gan import Family, Part
+
+METADATA_KEY = "gancompress"
+FORMAT_VERSION = 1
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file so that at every moment it is either the old one or the new one, whole.
+
+    Raises:
+        GanCompressError: disk full or not writable; the old file is intact and no partial file is left.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise write_failure(path, len(data), error) from None
+
+
+def write_failure(path: Path, size: int, error: OSError) -> GanCompressError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return GanCompressError(f"{path}: disk full while writing {size:,} bytes; what was there before is intact", "free some space and run it again")
+    return GanCompressError(f"{path}: cannot be written ({error.strerror})", "choose another directory with --out")
+
+
+def write_json(path: Path, content: Any) -> None:
+    atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def save_networks(path: Path, family: Family, arch: Any, networks: dict[Part, nn.Module], facts: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+    """One safetensors file with the networks' weights and, in its metadata, all it takes to rebuild them.
+
+    Args:
+        facts: further JSON-able entries of the metadata (recipe, teacher's hash).
+        dtype: of floating-point tensors; None keeps them.
+    """
+    tensors = {}
+    for part, net in networks.items():
+        for key, tensor in net.state_dict().items():
+            tensor = tensor.detach().cpu()
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            tensors[f"{part}.{key}"] = tensor.contiguous().clone()
+    described = {"format": FORMAT_VERSION, "family": family.name, "arch": dataclasses.asdict(arch), "output_range": [-1, 1], **facts}
+    atomic_write(path, to_safetensors(tensors, metadata={"format": "pt", METADATA_KEY: json.dumps(described, sort_keys=True)}))
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """The run's state, atomically; it is kept to types that torch.load(weights_only=True) takes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Raises CheckpointError where the state is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: the run's state is damaged ({str(error)[:100]})", "start it anew in another --out") from None
+    return state

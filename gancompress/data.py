@@ -1,0 +1,287 @@
+"""Where batches come from: the live teacher, a pool of its images, and real images. Each is a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gancompress.errors import GanCompressError, MissingError, UsageError
+from gancompress.gan import GAN, Batch
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+CACHE_BYTES = 4 << 30
+#: random streams: what is drawn with the same seed and step must not be the same numbers
+LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION = range(7)
+
+
+def seed_for(*parts: int) -> int:
+    """A 63-bit seed from whole numbers, different for different numbers."""
+    high, low = np.random.SeedSequence(parts).generate_state(2, np.uint32)
+    return (int(high) << 31) ^ int(low)
+
+
+def rng(*parts: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_for(*parts))
+
+
+def positions(start: int, count: int, n: int, *seed: int) -> Tensor:
+    """Indices (count,) at places start ... of an endless sequence of shuffled epochs over n items."""
+    places = torch.arange(start, start + count)
+    out = torch.empty(count, dtype=torch.long)
+    for epoch in (places // n).unique().tolist():
+        here = places // n == epoch
+        out[here] = torch.randperm(n, generator=rng(*seed, epoch))[places[here] % n]
+    return out
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8, rounded to the nearest."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------------------ real images
+
+
+class Images:
+    """Real images at one resolution: an image folder, a zip of images, an .npz, or MNIST idx files.
+
+    Each is cropped to its central square, resized and made grey or RGB when first used, and kept as uint8. An image that cannot
+    be read is named in ``unreadable`` and the next one takes its place.
+
+    Raises:
+        MissingError: nothing there, or not one readable image. UsageError: an array of a shape that is no image set.
+    """
+
+    def __init__(self, source: str, resolution: int, nc: int) -> None:
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise MissingError(f"{source}: no such file or directory", "--data takes a folder or zip of images, an .npz, or MNIST idx files")
+        if nc not in (1, 3):
+            raise UsageError(f"real images are grey or RGB; this network makes {nc} channels")
+        self.source, self.resolution, self.nc = source, resolution, nc
+        self.labels: Tensor | None = None
+        self.unreadable: list[str] = []
+        self._draw: Callable[[int], Image.Image]
+        self.names: list[str] = []
+        if path.is_dir():
+            self._open_folder(path)
+        elif zipfile.is_zipfile(path) and path.suffix == ".npz":
+            self._open_npz(path)
+        elif zipfile.is_zipfile(path):
+            self._open_zip(path)
+        elif (array := _read_idx(path)) is not None:
+            self._open_array(array, path.name)
+            self.labels = _idx_labels(path)
+            self.fingerprint = _hash_file(path)
+        else:
+            raise MissingError(f"{source}: not a folder or zip of images, an .npz or an idx file")
+        if not len(self):
+            raise MissingError(f"{source}: no images in it", f"looked for {', '.join(sorted(EXTENSIONS))}")
+        shape = (len(self), nc, resolution, resolution)
+        self._cache = torch.empty(shape, dtype=torch.uint8) if np.prod(shape) <= CACHE_BYTES else None
+        self._cached = torch.zeros(len(self), dtype=torch.bool)
+        self._bad: set[int] = set()
+        self[torch.tensor([0])]  # at least one must be readable
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _open_folder(self, path: Path) -> None:
+        if idx := sorted(p for p in path.iterdir() if "images-idx3" in p.name or "images.idx3" in p.name):
+            chosen = next((p for p in idx if "train" in p.name), idx[0])
+            array = _read_idx(chosen)
+            if array is None:
+                raise MissingError(f"{chosen}: damaged idx file")
+            self._open_array(array, chosen.name)
+            self.labels = _idx_labels(chosen)
+            self.fingerprint = _hash_file(chosen)
+            return
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        self.names = [str(p.relative_to(path)) for p in files]
+        self._draw = lambda i: Image.open(files[i])
+        listed = "".join(f"{name}:{file.stat().st_size}\n" for name, file in zip(self.names, files, strict=True))
+        self.fingerprint = hashlib.sha256(listed.encode()).hexdigest()
+
+    def _open_zip(self, path: Path) -> None:
+        archive = zipfile.ZipFile(path)
+        self.names = sorted(n for n in archive.namelist() if Path(n).suffix.lower() in EXTENSIONS)
+        self._draw = lambda i: Image.open(io.BytesIO(archive.read(self.names[i])))
+        self.fingerprint = _hash_file(path)
+
+    def _open_npz(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                names = arrays.files
+                name = "x_train" if "x_train" in names else names[0] if len(names) == 1 else None
+                if name is None:
+                    raise UsageError(f"{path}: it holds {', '.join(names)}; an .npz needs x_train or one single array")
+                self._open_array(arrays[name], path.name)
+                label = next((n for n in ("y_train", "labels") if n in names), None)
+                if label and arrays[label].shape == (len(self),):
+                    self.labels = torch.from_numpy(arrays[label].astype(np.int64))
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise MissingError(f"{path}: damaged or not a plain array file ({error})") from None
+        self.fingerprint = _hash_file(path)
+
+    def _open_array(self, array: np.ndarray[Any, Any], name: str) -> None:
+        if array.ndim == 4 and array.shape[1] in (1, 3, 4) and array.shape[3] not in (1, 3, 4):
+            array = array.transpose(0, 2, 3, 1)
+        if array.ndim == 4 and array.shape[3] == 1:
+            array = array[..., 0]
+        if array.ndim not in (3, 4):
+            raise UsageError(f"{self.source}: an array of shape {array.shape} is no set of images (N, H, W) or (N, H, W, C)")
+        if array.dtype != np.uint8:
+            low, high = float(array.min()), float(array.max())
+            array = (array + 1) * 127.5 if low < 0 and high <= 1 else array * 255 if high <= 1 else array
+            array = array.round().clip(0, 255).astype(np.uint8)
+        self.names = [f"{name}[{i}]" for i in range(len(array))]
+        self._draw = lambda i: Image.fromarray(array[i])
+
+    def _load(self, index: int) -> Tensor | None:
+        """One image as uint8 (nc, R, R), or None where it cannot be read."""
+        if index in self._bad:
+            return None
+        if self._cache is not None and self._cached[index]:
+            return self._cache[index]
+        try:
+            with self._draw(index) as picture:
+                side = min(picture.size)
+                left, top = (picture.width - side) // 2, (picture.height - side) // 2
+                picture = picture.convert("RGB" if self.nc == 3 else "L").crop((left, top, left + side, top + side))
+                if side != self.resolution:
+                    picture = picture.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
+        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError):
+            self._bad.add(index)
+            self.unreadable.append(self.names[index])
+            return None
+        image = torch.from_numpy(np.array(picture)).reshape(self.resolution, self.resolution, self.nc).permute(2, 0, 1)
+        if self._cache is not None:
+            self._cache[index], self._cached[index] = image, True
+        return image
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 (N, nc, R, R) and labels (N,) or None."""
+        images, used = [], []
+        for index in indices.tolist():
+            image = self._load(index)
+            while image is None:
+                if len(self._bad) == len(self):
+                    raise MissingError(f"{self.source}: not one of its {len(self)} images can be read (first: {self.unreadable[0]})")
+                index = (index + 1) % len(self)
+                image = self._load(index)
+            images.append(image)
+            used.append(index)
+        return torch.stack(images), self.labels[used] if self.labels is not None else None
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+
+
+def _read_idx(path: Path) -> np.ndarray[Any, Any] | None:
+    """An idx file (plain or .gz) as an array, None where it is none."""
+    try:
+        raw = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+    except (OSError, EOFError):
+        return None
+    if len(raw) < 8 or raw[:3] != b"\0\0\x08":
+        return None
+    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
+    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
+    return body.reshape(shape) if body.size == int(np.prod(shape)) else None
+
+
+def _idx_labels(path: Path) -> Tensor | None:
+    sibling = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    labels = _read_idx(sibling) if sibling != path and sibling.is_file() else None
+    return None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
+# --------------------------------------------------------------------------------------------------------------------- batches
+
+
+class TeacherPool:
+    """``size`` (latent, image) pairs of the teacher, drawn when first needed and then reused. Images are kept as float16."""
+
+    def __init__(self, teacher: GAN, size: int, chunk: int, seed: tuple[int, ...], device: torch.device) -> None:
+        if size % chunk:
+            raise UsageError(f"schedule.teacher_pool={size}: it must be a multiple of the batch size {chunk}")
+        self.teacher, self.size, self.chunk, self.seed, self.device = teacher, size, chunk, seed, device
+        self._chunks: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
+
+    def _chunk(self, c: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        if c not in self._chunks:
+            inputs, condition = self.teacher.sample(self.chunk, rng(*self.seed, POOL, c))
+            self._chunks[c] = (inputs, condition, draw(self.teacher, inputs, condition, self.device).half())
+        return self._chunks[c]
+
+    def take(self, start: int, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The pairs at places start ... of the endless sequence; the first pass is in order, so that it fills chunk by chunk."""
+        first = start + count <= self.size
+        indices = torch.arange(start, start + count) if first else positions(start, count, self.size, *self.seed, POOL)
+        rows = [(self._chunk(i // self.chunk), i % self.chunk) for i in indices.tolist()]
+        conditions = [c[1][r] for c, r in rows if c[1] is not None]
+        return torch.stack([c[0][r] for c, r in rows]), torch.stack(conditions) if conditions else None, torch.stack([c[2][r] for c, r in rows]).float()
+
+
+@torch.no_grad()
+def draw(gan: GAN, inputs: Tensor, condition: Tensor | None, device: torch.device) -> Tensor:
+    """Images of a frozen GAN, on the device."""
+    return gan.generator(inputs.to(device), None if condition is None else condition.to(device))
+
+
+class Batches:
+    """``batches(step, substep, progress) -> Batch``. ``attempt`` changes every stream: a retry after a divergence sees other data."""
+
+    def __init__(
+        self, sampler: GAN, teacher: GAN | None, images: Images | None, *, seed: int, batch_size: int, d_steps: int, pool: int, device: torch.device
+    ) -> None:
+        self.sampler, self.teacher, self.images = sampler, teacher, images
+        self.seed, self.batch_size, self.d_steps, self.device = seed, batch_size, d_steps, device
+        self.attempt = 0
+        self._pool = TeacherPool(teacher, pool, batch_size, (seed,), device) if pool and teacher else None
+
+    def __call__(self, step: int, substep: int, progress: float) -> Batch:
+        index = step * self.d_steps + substep
+        n = self.batch_size
+        pooled: Tensor | None = None
+        if self._pool is not None:
+            inputs, condition, pooled = self._pool.take(index * n, n)
+        else:
+            inputs, condition = self.sampler.sample(n, rng(self.seed, self.attempt, LATENTS, index))
+
+        def real() -> tuple[Tensor, Tensor | None]:
+            if self.images is not None:
+                found, labels = self.images[positions(index * n, n, len(self.images), self.seed, self.attempt, REAL)]
+                return to_float(found.to(self.device)), labels.to(self.device) if labels is not None else None
+            if self.teacher is None:
+                raise GanCompressError("real images are needed and there are none")
+            z, c = self.teacher.sample(n, rng(self.seed, self.attempt, FALLBACK, index))
+            return draw(self.teacher, z, c, self.device), c.to(self.device) if c is not None else None
+
+        def teacher() -> Tensor:
+            if pooled is not None:
+                return pooled.to(self.device)
+            if self.teacher is None:
+                raise GanCompressError("teacher images are needed and there is no teacher")
+            return draw(self.teacher, inputs, condition, self.device)
+
+        on_device = None if condition is None else condition.to(self.device)
+        return Batch(inputs.to(self.device), on_device, progress, real, teacher)

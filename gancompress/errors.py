@@ -1,0 +1,67 @@
+"""Every failure a user can cause, as one small tree; the command line turns each into a line and an exit code.
+
+    GanCompressError            1   failure (disk full, out of memory, not writable)
+    +-- UsageError              2   usage or configuration
+    +-- CheckpointError         3   unsafe or unsupported checkpoint
+    |   +-- UnsafeCheckpointError
+    +-- MissingError            4   missing data, weights or network
+    +-- DivergedError           5   training diverged
+    +-- ParityError             6   a threshold or parity check failed
+    +-- StoppedError           75   stopped by SIGTERM with the state saved (130: Ctrl-C)
+
+A message says what is wrong, with which value and in which file; ``hint`` says what to do.
+"""
+
+from __future__ import annotations
+
+
+class GanCompressError(Exception):
+    """Base of all errors a user can cause. ``hint`` is printed on a line of its own."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(GanCompressError):
+    """A wrong argument, recipe, key or value."""
+
+    exit_code = 2
+
+
+class CheckpointError(GanCompressError):
+    """A file that is not a checkpoint we can read."""
+
+    exit_code = 3
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A file that would run code when loaded in the ordinary way. None of it was run."""
+
+
+class MissingError(GanCompressError):
+    """Something needed is not there: a file, data, weights, a network connection."""
+
+    exit_code = 4
+
+
+class DivergedError(GanCompressError):
+    """A loss was not finite twice; the last good student is kept."""
+
+    exit_code = 5
+
+
+class ParityError(GanCompressError):
+    """What was written does not do what the source does; nothing is left behind."""
+
+    exit_code = 6
+
+
+class StoppedError(GanCompressError):
+    """A signal stopped the run; its state is saved and the same command goes on."""
+
+    def __init__(self, message: str, hint: str = "", *, exit_code: int = 75) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code

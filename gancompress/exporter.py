@@ -1,0 +1,68 @@
+"""A student as files that load anywhere: model.safetensors and config.json, checked against the source network."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gancompress.checkpoint import FORMAT_VERSION, save_networks, write_json
+from gancompress.data import EVALUATION, draw, rng
+from gancompress.errors import ParityError, UsageError
+from gancompress.gan import GAN
+from gancompress.loading import load_gan
+
+#: largest difference of a pixel in [-1, 1] that an export may show
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def parity(source: GAN, exported: GAN) -> float:
+    """Largest difference of a pixel over 16 fixed latents."""
+    inputs, condition = source.sample(16, rng(0, EVALUATION))
+    cpu = torch.device("cpu")
+    return float((draw(source, inputs, condition, cpu) - draw(exported, inputs, condition, cpu)).abs().max())
+
+
+def export(source: str, out: str | Path, dtype: str = "float32", reader_options: dict[str, Any] | None = None) -> Path:
+    """Write ``out``/model.safetensors and ``out``/config.json of any source's generator; returns the directory.
+
+    Raises:
+        UsageError: an unknown dtype or a directory with other files in it. ParityError: the written file does not give the
+            source's images; nothing is left.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: expected {' or '.join(DTYPES)}")
+    gan, folder = load_gan(source, options=reader_options), Path(out)
+    if gan.family.name == "module":
+        raise UsageError(f"{source}: a module of your own is exported by your own code")
+    ours = {"model.safetensors", "config.json"}
+    if folder.exists() and (not folder.is_dir() or any(p.name not in ours for p in folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty directory", "choose another --out")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        save_networks(partial / "model.safetensors", gan.family, gan.arch, {"generator": gan.generator}, {}, DTYPES[dtype])
+        difference = parity(gan, load_gan(str(partial / "model.safetensors")))
+        if not difference <= TOLERANCE[DTYPES[dtype]]:
+            raise ParityError(f"{source} as {dtype}: pixels differ by up to {difference:.2g}, more than {TOLERANCE[DTYPES[dtype]]:g}; nothing was written")
+        config = {
+            "library": "gancompress",
+            "format": FORMAT_VERSION,
+            "family": gan.family.name,
+            "arch": dataclasses.asdict(gan.arch),
+            "dtype": dtype,
+            "output_range": [-1, 1],
+            "latent": "standard normal",
+            "parity_max_difference": difference,
+        }
+        write_json(partial / "config.json", config)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(ours):
+            (partial / name).replace(folder / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder

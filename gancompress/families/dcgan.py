@@ -1,0 +1,360 @@
+"""DCGAN (Radford et al. 2016, arXiv:1511.06434): a chain of 4x4 (transposed) convolutions.
+
+Generator: z -> [ConvTranspose 4x4, BatchNorm, ReLU] x L -> ConvTranspose 4x4 -> tanh. The first layer makes 4x4 from 1x1
+(stride 1, padding 0), each later one doubles (stride 2, padding 1): resolution 4 * 2^L for L hidden layers.
+Discriminator: its mirror with LeakyReLU(0.2), no BatchNorm on the first layer, logits before any sigmoid.
+
+One class covers pytorch/examples (no convolution biases), Aguinaldo et al. 2019 (biases, no BatchNorm parameters) and the many
+nets derived from them. Class-conditional generators take a one-hot label beside z (``classes``); a conditional discriminator
+takes it as constant image channels (``d_classes``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gancompress.errors import UsageError
+from gancompress.gan import Axes, Family, Mismatch, Part, Reading, StateDict, parse_arch
+from gancompress.layers import natural_key, scale_width, with_labels
+
+Norm = Literal["batch", "batch-noaffine", "none"]
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Every shape of a DCGAN. ``g_widths``: channels after each hidden layer of G; ``d_widths``: of D, first layer first."""
+
+    resolution: int = 64
+    nz: int = 100
+    nc: int = 3
+    classes: int = 0
+    g_widths: tuple[int, ...] = (512, 256, 128, 64)
+    d_widths: tuple[int, ...] = (64, 128, 256, 512)
+    g_bias: bool = False
+    d_bias: bool = False
+    g_norm: Norm = "batch"
+    d_norm: Norm = "batch"
+    d_norm_first: bool = False
+    d_classes: int = 0
+
+    def __post_init__(self) -> None:
+        hidden = (self.resolution // 4).bit_length() - 1
+        if self.resolution < 8 or self.resolution != 4 << hidden:
+            raise UsageError(f"dcgan resolution {self.resolution}: it must be 4 * 2^k with k >= 1 (8, 16, 32, 64, ...)")
+        # a resolution of 4 * 2^k has k + 1 convolutions, k of them hidden
+        for name, widths in (("g_widths", self.g_widths), ("d_widths", self.d_widths)):
+            if len(widths) != hidden or min(widths) < 1:
+                raise UsageError(f"dcgan {name}={widths}: resolution {self.resolution} has {hidden} positive widths")
+        if min(self.nz, self.nc) < 1 or self.classes < 0 or self.d_classes not in (0, self.classes):
+            raise UsageError(f"dcgan nz={self.nz}, nc={self.nc}, classes={self.classes}, d_classes={self.d_classes}: out of range")
+
+
+class Layer(nn.Module):
+    """Convolution, optional BatchNorm, activation."""
+
+    def __init__(self, conv: nn.Module, width: int, norm: Norm, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(width, affine=norm == "batch") if norm != "none" else nn.Identity()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x)))
+
+
+def _initialise(net: nn.Module) -> nn.Module:
+    """N(0, 0.02) for convolutions, N(1, 0.02) for BatchNorm scales, as in Radford et al. §4."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d) and module.affine:
+            nn.init.normal_(module.weight, 1.0, 0.02)
+    return net
+
+
+class Generator(nn.Module):
+    """(N, nz) or (N, nz, 1, 1) normal latents, labels (N,) -> images (N, nc, H, W) in [-1, 1]."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        widths = (arch.nz + arch.classes, *arch.g_widths, arch.nc)
+        self.layers = nn.ModuleList()
+        for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            stride, padding = (1, 0) if i == 0 else (2, 1)
+            conv = nn.ConvTranspose2d(n_in, n_out, 4, stride, padding, bias=arch.g_bias)
+            last = i == len(arch.g_widths)
+            self.layers.append(Layer(conv, n_out, "none" if last else arch.g_norm, nn.Tanh() if last else nn.ReLU()))
+        _initialise(self)
+
+    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = with_labels(inputs.flatten(1), condition, self.arch.classes, self.arch.nz)[:, :, None, None]
+        for layer in self.layers:
+            x = layer(x)
+        return x  # (N, nc, H, W)
+
+
+class Discriminator(nn.Module):
+    """Images (N, nc, H, W) in [-1, 1], labels (N,) where d_classes -> logits (N,) before any sigmoid."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        widths = (arch.nc + arch.d_classes, *arch.d_widths, 1)
+        self.layers = nn.ModuleList()
+        for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            last = i == len(arch.d_widths)
+            stride, padding = (1, 0) if last else (2, 1)
+            norm: Norm = "none" if last or (i == 0 and not arch.d_norm_first) else arch.d_norm
+            conv = nn.Conv2d(n_in, n_out, 4, stride, padding, bias=arch.d_bias)
+            self.layers.append(Layer(conv, n_out, norm, nn.Identity() if last else nn.LeakyReLU(0.2)))
+        _initialise(self)
+
+    def features(self, images: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+        """Activations after each hidden layer, then the logits (N,)."""
+        x = images
+        if self.arch.d_classes:
+            maps = with_labels(images.new_zeros(len(images), 0), condition, self.arch.classes, 0)
+            x = torch.cat([images, maps[:, :, None, None].expand(-1, -1, *images.shape[2:])], 1)
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
+        found[-1] = x.flatten()
+        return found
+
+    def forward(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.features(images, condition)[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------- the reader
+
+
+def _modules(state: StateDict, natural: bool) -> dict[str, StateDict]:
+    """{module prefix: {leaf: tensor}} in order of the file, or in natural order of the names (safetensors sorts by bytes)."""
+    found: dict[str, StateDict] = {}
+    for key in sorted(state, key=natural_key) if natural else state:
+        prefix, _, leaf = key.rpartition(".")
+        found.setdefault(prefix, {})[leaf] = state[key]
+    return found
+
+
+def _before(prefix: str) -> str:
+    """The likely name of the convolution in front of a BatchNorm called ``prefix``."""
+    head, _, last = prefix.rpartition(".")
+    return f"{head}.{int(last) - 1}.weight" if last.isdigit() and int(last) else "its weight"
+
+
+def _chain(modules: dict[str, StateDict]) -> tuple[Part, list[str], list[str]]:
+    """(part, convolutions in order, BatchNorms in order); raises Mismatch naming the first key that does not fit."""
+    convs = [p for p, m in modules.items() if "weight" in m and m["weight"].ndim == 4]
+    norms = [p for p, m in modules.items() if p not in convs and all(t.ndim <= 1 for t in m.values())]
+    others = [p for p in modules if p not in convs and p not in norms]
+    if len(convs) < 2:
+        raise Mismatch(f"a DCGAN is a chain of 4x4 convolutions; {len(convs)} 4-dimensional weights are here")
+    score = len(convs) / (len(convs) + len(others))
+    if others:
+        raise Mismatch(f"unexpected keys for a DCGAN: {', '.join(f'{p}.*' for p in others[:3])}", score * 0.5)
+    shapes = [tuple(modules[p]["weight"].shape) for p in convs]
+    for prefix, shape in zip(convs, shapes, strict=True):
+        if shape[2:] != (4, 4):
+            raise Mismatch(f"{prefix}.weight has shape {shape}: a DCGAN's kernels are 4x4", score * 0.5)
+    # a ConvTranspose weight is (in, out, 4, 4), a Conv weight (out, in, 4, 4)
+    forward = [a[1] == b[0] for a, b in zip(shapes, shapes[1:], strict=False)]
+    backward = [a[0] == b[1] for a, b in zip(shapes, shapes[1:], strict=False)]
+    part: Part = "generator" if sum(forward) >= sum(backward) else "discriminator"
+    fits = forward if part == "generator" else backward
+    if not all(fits):
+        i = fits.index(False)
+        orphan = _orphan(modules, convs, norms, 1 if part == "generator" else 0)
+        raise Mismatch(
+            f"{convs[i]}.weight {shapes[i]} does not feed {convs[i + 1]}.weight {shapes[i + 1]} in a DCGAN {part}"
+            + (f"; no convolution leads to the BatchNorm {orphan}: is {_before(orphan)} missing?" if orphan else ""),
+            0.9 * score,
+        )
+    if part == "discriminator" and shapes[-1][0] != 1:
+        raise Mismatch(f"{convs[-1]}.weight {shapes[-1]}: a DCGAN discriminator ends in one output", 0.5 * score)
+    return part, convs, norms
+
+
+def _orphan(modules: dict[str, StateDict], convs: list[str], norms: list[str], axis: int) -> str | None:
+    widths = [modules[p]["weight"].shape[axis] for p in convs]
+    for prefix in norms:
+        if next(iter(modules[prefix].values())).numel() not in widths and any(t.ndim for t in modules[prefix].values()):
+            return prefix
+    return None
+
+
+def _match_norms(modules: dict[str, StateDict], part: Part, convs: list[str], norms: list[str]) -> dict[int, str]:
+    """{index of convolution: prefix of its BatchNorm}, by order and size; raises Mismatch naming what does not fit."""
+    axis = 1 if part == "generator" else 0
+    widths = [modules[p]["weight"].shape[axis] for p in convs]
+    matched: dict[int, str] = {}
+    start = 0
+    for prefix in norms:
+        module = modules[prefix]
+        needed = ["running_mean", "running_var"] + (["weight", "bias"] if {"weight", "bias"} & set(module) else [])
+        for leaf in needed:
+            if leaf not in module:
+                raise Mismatch(f"{prefix}.{leaf} is missing: the BatchNorm {prefix} has {', '.join(module)}", 0.9)
+        size = module["running_mean"].numel()
+        at = next((i for i in range(start, len(convs) - 1) if widths[i] == size), None)
+        if at is None:
+            raise Mismatch(
+                f"{prefix}.running_mean has shape {tuple(module['running_mean'].shape)}: no convolution in front of it "
+                f"has {size} outputs (widths here: {widths})",
+                0.9,
+            )
+        for leaf in needed:
+            if module[leaf].shape != (size,):
+                raise Mismatch(f"{prefix}.{leaf} has shape {tuple(module[leaf].shape)}, expected ({size},)", 0.9)
+        matched[at] = prefix
+        start = at + 1
+    return matched
+
+
+def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
+    """Any DCGAN-shaped chain, whatever its keys are called: order, shapes and BatchNorms decide.
+
+    Options: ``classes`` (int): how many of the first layer's inputs are a one-hot label, which no file tells.
+
+    Raises:
+        Mismatch: naming the first key that is missing or does not fit.
+    """
+    try:
+        modules = _modules(state, natural=False)
+        part, convs, norms = _chain(modules)
+    except Mismatch:
+        modules = _modules(state, natural=True)
+        part, convs, norms = _chain(modules)
+    matched = _match_norms(modules, part, convs, norms)
+    hidden = len(convs) - 1
+    axis = 1 if part == "generator" else 0
+    widths = tuple(modules[p]["weight"].shape[axis] for p in convs)
+    first = 0 if part == "generator" or 0 in matched else 1
+    missing = [i for i in range(first, hidden) if i not in matched]
+    if matched and missing:
+        raise Mismatch(
+            f"{convs[missing[0]]} has no BatchNorm of {widths[missing[0]]} channels behind it, while {len(matched)} other layers have one", 0.9
+        )
+    affine = ["weight" in modules[p] for p in matched.values()]
+    if any(affine) != all(affine):
+        raise Mismatch("some BatchNorms have weights and some have none", 0.8)
+    norm: Norm = "none" if not matched else "batch" if affine[0] else "batch-noaffine"
+    biased = ["bias" in modules[p] for p in convs]
+    assumptions = ["strides 1 then 2, ReLU and tanh" if part == "generator" else "strides 2 then 1, LeakyReLU 0.2, logits before any sigmoid"]
+
+    out: StateDict = {}
+    for i, prefix in enumerate(convs):
+        module = modules[prefix]
+        out[f"layers.{i}.conv.weight"] = module["weight"]
+        if any(biased):
+            out[f"layers.{i}.conv.bias"] = module.get("bias", torch.zeros(widths[i]))
+        if i in matched:
+            for leaf, tensor in modules[matched[i]].items():
+                out[f"layers.{i}.norm.{leaf}"] = tensor
+            out.setdefault(f"layers.{i}.norm.num_batches_tracked", torch.tensor(0))
+    if any(biased) != all(biased):
+        assumptions.append("convolutions without a bias get one of zero, since others have one")
+
+    fields: dict[str, Any] = {"resolution": 4 << hidden}
+    classes = int(options.get("classes") or 0)
+    shape = modules[convs[0]]["weight"].shape
+    if part == "generator":
+        if not 0 <= classes < shape[0]:
+            raise UsageError(f"classes={classes}: {convs[0]}.weight has only {shape[0]} inputs for the latent and the one-hot label")
+        fields |= {"nz": shape[0] - classes, "nc": widths[-1], "classes": classes, "g_widths": widths[:-1], "g_bias": any(biased), "g_norm": norm}
+        if not classes:
+            assumptions.append(f"all {shape[0]} inputs are noise (with one-hot classes among them: --classes N)")
+    else:
+        # 1, 3 or 4 image channels are usual; more mean a one-hot label spread over the image
+        labelled = classes if classes and shape[1] > classes else 0
+        fields |= {"nc": shape[1] - labelled, "d_widths": widths[:-1], "d_bias": any(biased), "d_norm": norm}
+        fields |= {"d_norm_first": 0 in matched, "d_classes": labelled}
+        if labelled:
+            fields["classes"] = labelled
+    return Reading(part, fields, out, tuple(assumptions))
+
+
+# ------------------------------------------------------------------------------------------------------------ the other functions
+
+
+def canonical_widths(width: int, resolution: int) -> tuple[int, ...]:
+    """(8w, 4w, 2w, w) at 64x64, one doubling more or less for each doubling of the resolution."""
+    hidden = (resolution // 4).bit_length() - 1
+    return tuple(width << i for i in reversed(range(hidden)))
+
+
+def build_arch(base: Arch | None, values: Mapping[str, Any]) -> Arch:
+    """An Arch from fields; ``width`` and ``d_width`` set canonical widths (pytorch's ngf and ndf, Aguinaldo's d)."""
+    values = dict(values)
+    shorthand = {k: v for k in ("width", "d_width") if (v := values.pop(k, None)) is not None}
+    fields = parse_arch(Arch, values)
+    known = dataclasses.asdict(base) if base else {}
+    resolution = fields.get("resolution", known.get("resolution", 64))
+    try:
+        width = int(shorthand.get("width", 64))
+        d_width = int(shorthand.get("d_width", width))
+    except ValueError:
+        raise UsageError(f"width={shorthand}: expected whole numbers") from None
+    if min(width, d_width) < 1:
+        raise UsageError(f"width={width}, d_width={d_width}: at least 1")
+    fresh = base is None or resolution != base.resolution
+    if "g_widths" not in fields and ("width" in shorthand or fresh):
+        fields["g_widths"] = canonical_widths(width, resolution)
+    if "d_widths" not in fields and (shorthand or fresh):
+        mirror = "g_widths" in values and not shorthand  # a critic as wide as the generator
+        fields["d_widths"] = fields["g_widths"][::-1] if mirror else canonical_widths(d_width, resolution)[::-1]
+    return Arch(**{**known, **fields})
+
+
+def scale(arch: Arch, ch_mul: float) -> Arch:
+    """Every hidden width of G and D times ch_mul; latent, classes, image channels and resolution stay."""
+    return dataclasses.replace(
+        arch,
+        g_widths=tuple(scale_width(w, ch_mul) for w in arch.g_widths),
+        d_widths=tuple(scale_width(w, ch_mul) for w in arch.d_widths),
+    )
+
+
+def axes(arch: Arch, part: Part) -> Axes:
+    """Layer i's output channels are group i of its network; z, label, image channels and the logit are never sliced."""
+    net = FAMILY.generator(arch) if part == "generator" else FAMILY.discriminator(arch)
+    last = len(arch.g_widths if part == "generator" else arch.d_widths)
+    found: Axes = {}
+    for key, tensor in net.state_dict().items():
+        i = int(key.split(".")[1])
+        n_in, n_out = (str(i - 1) if i else None), (str(i) if i < last else None)
+        if tensor.ndim == 4:
+            found[key] = (n_in, n_out, None, None) if part == "generator" else (n_out, n_in, None, None)
+        else:
+            found[key] = (n_out,) if tensor.ndim else ()
+    return found
+
+
+def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """z ~ N(0, I) (n, nz); labels uniform over the classes (n,) or None."""
+    z = torch.randn(n, arch.nz, generator=rng)
+    return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
+
+
+FAMILY = Family(
+    name="dcgan",
+    Arch=Arch,
+    generator=Generator,
+    discriminator=Discriminator,
+    read=read,
+    sample=sample,
+    scale=scale,
+    build_arch=build_arch,
+    axes=axes,
+    batch_free=lambda arch: dataclasses.replace(arch, d_norm="none", d_bias=True, d_norm_first=False),
+)

@@ -1,0 +1,400 @@
+"""From a user's words to a run: teacher, student, loss, data and folder, all checked before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from gancompress.checkpoint import atomic_write, save_networks, write_json
+from gancompress.config import Recipe, load_recipe, recipe_path
+from gancompress.cost import Cost, gan_cost, generator_cost
+from gancompress.data import Batches, Images, seed_for
+from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError
+from gancompress.families import FAMILIES
+from gancompress.gan import GAN, Family
+from gancompress.loading import load_gan
+from gancompress.loop import Reporter, Trainer, train
+from gancompress.losses import LOSSES
+from gancompress.losses.base import NEEDS, DistillationLoss
+from gancompress.scaling import initialise_from
+
+RUNS = Path("runs")
+
+
+@dataclass
+class Plan:
+    """Everything a run is made of. ``identity`` is what must not change when it is resumed."""
+
+    recipe_name: str
+    recipe: Recipe
+    teacher: GAN | None
+    student: GAN
+    loss: DistillationLoss
+    images: Images | None
+    run_dir: Path
+    device: torch.device
+    identity: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    student_cost: Cost = dataclasses.field(init=False)
+    teacher_cost: Cost | None = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.student_cost = gan_cost(self.student)
+        self.teacher_cost = gan_cost(self.teacher) if self.teacher else None
+
+    @property
+    def finished(self) -> bool:
+        return (self.run_dir / "student.safetensors").is_file()
+
+    @property
+    def resumes(self) -> bool:
+        return (self.run_dir / "state.pt").is_file()
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if not match:
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device", "--device cpu, or a torch built for CUDA")
+    if match.group(1) and int(match.group(1)) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device(name)
+
+
+# ------------------------------------------------------------------------------------------------------------------ the student
+
+
+def parse_target(text: str, unit: str) -> float:
+    """``500k``, ``2.5M``, ``1MB``, ``800000``; the unit (such as B) may follow the multiplier."""
+    match = re.fullmatch(rf"([\d.]+)\s*([kKmMgG]?)(?:i?{unit})?", text.strip())
+    try:
+        if match:
+            return float(match.group(1)) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match.group(2).lower()]
+    except ValueError:
+        pass
+    raise UsageError(f"target {text!r}: expected a number such as 500k or 2M")
+
+
+def ch_mul_for(family: Family, arch: Any, cost: Callable[[Cost], float], limit: float, what: str) -> float:
+    """The largest ch_mul in (0, 1] whose generator stays within ``limit``, to a thousandth.
+
+    Raises:
+        UsageError: even the narrowest student is above it.
+    """
+    low, high = 0, 1000
+    if cost(generator_cost(family, arch)) <= limit:
+        return 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(generator_cost(family, family.scale(arch, middle / 1000))) <= limit else (low, middle)
+    if low == 0:
+        least = cost(generator_cost(family, family.scale(arch, 0.001)))
+        raise UsageError(f"{what}: not even one channel a layer comes down to {limit:,.0f}; the least is {least:,.0f}")
+    return low / 1000
+
+
+def _target(family: Family, arch: Any, params: str | None, macs: str | None, size: str | None) -> tuple[float, str] | None:
+    """(ch_mul, sentence for the plan) of the one target given, or None."""
+    given = [(n, v) for n, v in (("--target-params", params), ("--target-macs", macs), ("--target-size", size)) if v is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UsageError(f"{given[0][0]} and {given[1][0]}: give one target")
+    name, text = given[0]
+    costs: dict[str, Callable[[Cost], float]] = {
+        "--target-params": lambda c: c.parameters,
+        "--target-macs": lambda c: c.macs_in,
+        "--target-size": lambda c: c.bytes,
+    }
+    if name == "--target-macs" and re.fullmatch(r"[\d.]+\s*[x×]", text.strip()):
+        times = float(text.strip()[:-1])
+        if times < 1:
+            raise UsageError(f"{name} {text}: a student has fewer multiply-adds than its teacher; 4x means a quarter")
+        limit = generator_cost(family, arch).macs_in / times
+    else:
+        limit = parse_target(text, "B" if name == "--target-size" else "(?:MACs)?")
+    ch_mul = ch_mul_for(family, arch, costs[name], limit, f"{name} {text}")
+    return ch_mul, f"{name} {text}: ch_mul {ch_mul:g} chosen"
+
+
+def _student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) -> tuple[Family, Any, Any]:
+    """(family, arch at full width, arch at ch_mul) of the student."""
+    name = recipe.student.family or (teacher.family.name if teacher else None)
+    if name is None:
+        raise UsageError("no teacher and no architecture", "name the student's: --arch dcgan student.arch.width=64")
+    if name == "module":
+        name = "dcgan"
+    if name not in FAMILIES:
+        raise UsageError(f"no family {name!r}", f"families: {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    if teacher and teacher.family.name == name:
+        full = teacher.arch
+    elif teacher:
+        full = family.build_arch(None, {k: getattr(teacher.arch, k) for k in ("resolution", "nc", "nz", "classes")})
+    else:
+        full = family.build_arch(None, {"nc": images_nc} if images_nc and "nc" not in recipe.student.arch else {})
+    own = family.build_arch(full, recipe.student.arch) if recipe.student.arch else full
+    return family, full, family.scale(own, recipe.student.ch_mul)
+
+
+def _check_pair(teacher: GAN, student: GAN, loss: type[DistillationLoss]) -> None:
+    if "teacher_images" not in loss.needs:
+        return
+    for key in ("nz", "classes", "resolution", "nc"):
+        a, b = getattr(teacher.arch, key), getattr(student.arch, key)
+        if a != b:
+            raise UsageError(f"teacher and student see the same latents and make comparable images, but {key} is {a} and {b}")
+
+
+# --------------------------------------------------------------------------------------------------------------------- the plan
+
+
+def make_plan(
+    teacher: str | None = None,
+    recipe: str = "mse",
+    *,
+    overrides: Iterable[tuple[str, Any]] = (),
+    data: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    discriminator: str | None = None,
+    reader_options: dict[str, Any] | None = None,
+    target_params: str | None = None,
+    target_macs: str | None = None,
+    target_size: str | None = None,
+    steps: int | None = None,
+) -> Plan:
+    """Check everything and build teacher, student and loss; nothing is written.
+
+    Args are those of ``gancompress distill``; ``overrides``: ("schedule.kimg", 50) and so on.
+
+    Raises:
+        GanCompressError: of the kind that fits; the message says what is wrong and what to do.
+    """
+    overrides = list(overrides)
+    where = choose_device(device)
+    numbers = load_recipe(recipe, overrides)
+    if steps is not None:
+        if steps < 1:
+            raise UsageError(f"--steps {steps}: at least 1")
+        overrides.append(("schedule.kimg", steps * numbers.schedule.batch_size / 1000))
+        numbers = load_recipe(recipe, overrides)
+    loss_type = LOSSES[numbers.loss]
+    if teacher is None and "teacher_images" in loss_type.needs:
+        raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
+    source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
+    if "real" in loss_type.needs and data is None:
+        raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
+    notes: list[str] = []
+    nc = _grey_or_rgb(data) if data and source is None else None
+    family, full, arch = _student_arch(numbers, source, nc)
+    if chosen := _target(family, full, target_params, target_macs, target_size):
+        overrides.append(("student.ch_mul", chosen[0]))
+        notes.append(chosen[1])
+        numbers = load_recipe(recipe, overrides)
+        arch = _student_arch(numbers, source, nc)[2]
+    images = Images(data, arch.resolution, arch.nc) if data and "real" in loss_type.needs | loss_type.uses else None
+    if data and images is None:
+        notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
+    if arch.classes and images is not None and images.labels is None and getattr(arch, "d_classes", 0):
+        raise MissingError(f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels")
+    torch.manual_seed(seed_for(numbers.seed))
+    student = GAN(family, arch, family.generator(arch))
+    if source:
+        _check_pair(source, student, loss_type)
+    notes += _initialise(numbers, source, student)
+    torch.manual_seed(seed_for(numbers.seed, 1))
+    weights = loss_type.Weights.model_validate(numbers.weights)
+    loss = loss_type(source, student, weights)  # type: ignore[call-arg]
+    notes += loss.notes
+    if "real" in loss_type.uses and images is None:
+        notes.append("no --data: the teacher's own samples stand in for real images")
+    name = recipe_path(recipe).stem
+    resolved = numbers.model_dump(mode="json")
+    identity = {
+        "recipe": resolved,
+        "teacher": {"source": teacher, "sha256": source.sha256()} if source else None,
+        "data": {"source": data, "sha256": images.fingerprint} if images else None,
+        "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
+    }
+    identity = json.loads(json.dumps(identity))
+    run_dir = Path(out) if out else _default_dir(name, family.name, numbers, identity)
+    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, notes)
+
+
+def _initialise(recipe: Recipe, teacher: GAN | None, student: GAN) -> list[str]:
+    init = recipe.student.init
+    if init == "random" or teacher is None:
+        return []
+    if teacher.family.name != student.family.name:
+        return [f"student.init={init} needs a teacher of the student's family; it starts from random weights"]
+    try:
+        initialise_from(teacher.generator, student.generator, student.family.axes(student.arch, "generator"), init)
+    except (KeyError, RuntimeError):
+        raise UsageError(f"student.init={init}: the student's layers are not the teacher's with fewer channels", "student.init=random") from None
+    return []
+
+
+def _grey_or_rgb(data: str) -> int:
+    """Channels of the first image of a data set: without a teacher the data decides."""
+    images = Images(data, 8, 3)
+    pixels = images[torch.arange(min(16, len(images)))][0]
+    return 1 if bool((pixels == pixels[:, :1]).all()) else 3
+
+
+def _default_dir(recipe: str, family: str, numbers: Recipe, identity: dict[str, Any]) -> Path:
+    """The newest unfinished run under ./runs that is this very run, else a new numbered folder."""
+    existing = sorted(RUNS.glob("[0-9]*-*")) if RUNS.is_dir() else []
+    for folder in reversed(existing):
+        if not (folder / "student.safetensors").is_file() and _identity_of(folder) == identity:
+            return folder
+    last = max((int(p.name.split("-")[0]) for p in existing if p.name.split("-")[0].isdigit()), default=-1)
+    return RUNS / f"{last + 1:05d}-{recipe}-{family}-x{numbers.student.ch_mul:g}"
+
+
+def _identity_of(folder: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((folder / "run.json").read_text())["identity"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """``key: old -> new`` for everything that differs between two nested dicts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+# --------------------------------------------------------------------------------------------------------------------- the run
+
+
+def claim(plan: Plan) -> None:
+    """Make the run folder this plan's, or find that it already is.
+
+    Raises:
+        UsageError: the folder holds another run (the differences are listed) or somebody's files.
+    """
+    folder = plan.run_dir
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a directory", "choose another --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        old = _identity_of(folder)
+        if old is None:
+            raise UsageError(f"{folder} is not empty and holds no run", "choose another --out")
+        if found := differences(old, plan.identity):
+            raise UsageError(f"{folder} holds another run:\n  " + "\n  ".join(found), "choose another --out, or repeat the old command to go on with it")
+        return
+    facts = {
+        "identity": plan.identity,
+        "command": shlex.join(sys.argv),
+        "device": device_name(plan.device),
+        "versions": versions(),
+    }
+    atomic_write(folder / "recipe.yaml", yaml.safe_dump(plan.identity["recipe"], sort_keys=False).encode())
+    write_json(folder / "run.json", facts)
+
+
+def versions() -> dict[str, str]:
+    return {"gancompress": version("gancompress"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, as results are reported with it."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def run_plan(plan: Plan, reporter: Reporter) -> Path:
+    """Train, or go on training, and leave student.safetensors; returns its path.
+
+    Raises:
+        GanCompressError: stopped, diverged (the last good student is kept), out of memory, disk full.
+    """
+    target = plan.run_dir / "student.safetensors"
+    claim(plan)
+    if plan.finished:
+        return target
+    numbers, device = plan.recipe, plan.device
+    if plan.teacher:
+        plan.teacher.to(device)
+    plan.student.to(device)
+    plan.loss.to(device)
+    batches = Batches(
+        plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else plan.student,
+        plan.teacher,
+        plan.images,
+        seed=numbers.seed,
+        batch_size=numbers.schedule.batch_size,
+        d_steps=numbers.schedule.d_steps,
+        pool=numbers.schedule.teacher_pool if "teacher_images" in plan.loss.needs else 0,
+        device=device,
+    )
+    facts = {"recipe": plan.recipe_name, "loss": numbers.loss, "kimg": numbers.schedule.kimg, "seed": numbers.seed}
+    if plan.identity["teacher"]:
+        facts["teacher_sha256"] = plan.identity["teacher"]["sha256"]
+    try:
+        done = train(plan.student, plan.teacher, plan.loss, numbers, batches, plan.run_dir, reporter, device)
+    except DivergedError:
+        trainer = Trainer(plan.student, plan.loss, numbers)
+        from gancompress.checkpoint import load_state
+
+        trainer.load_state(load_state(plan.run_dir / "state.pt"))
+        kept = plan.run_dir / "student-last-good.safetensors"
+        save_networks(kept, plan.student.family, plan.student.arch, {"generator": trainer.ema.net}, {**facts, "step": trainer.step})
+        reporter.note(f"the last good student is kept: {kept}")
+        raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        half = max(1, numbers.schedule.batch_size // 2)
+        raise GanCompressError(f"out of memory with --batch-size {numbers.schedule.batch_size} on {device}", f"try --batch-size {half} in a new --out") from None
+    _finish(plan, done, facts)
+    if plan.images and plan.images.unreadable:
+        first = ", ".join(plan.images.unreadable[:5])
+        reporter.note(f"{len(plan.images.unreadable)} unreadable images were passed over: {first}")
+    return target
+
+
+def _finish(plan: Plan, done: GAN, facts: dict[str, Any]) -> None:
+    from gancompress.report import save_curves
+
+    save_curves(plan.run_dir / "log.jsonl", plan.run_dir / "curves.png")
+    if isinstance(done.discriminator, nn.Module):
+        save_networks(
+            plan.run_dir / "discriminator.safetensors", done.family, getattr(done.discriminator, "arch", done.arch), {"discriminator": done.discriminator}, facts
+        )
+    # last: its presence says that the run is whole
+    save_networks(plan.run_dir / "student.safetensors", done.family, done.arch, {"generator": done.generator}, facts)

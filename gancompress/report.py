@@ -1,0 +1,91 @@
+"""Pictures and curves of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from gancompress.checkpoint import atomic_write
+from gancompress.data import to_uint8
+
+
+def _tile(images: Tensor, scale: int) -> Image.Image:
+    """(N, C, H, W) in [-1, 1] -> one row, each pixel ``scale`` times as large."""
+    row = to_uint8(images.detach().cpu()).permute(2, 0, 3, 1).flatten(1, 2).numpy()  # (H, N * W, C)
+    picture = Image.fromarray(row[..., 0] if row.shape[2] == 1 else row[..., :3])
+    return picture.convert("RGB").resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    atomic_write(path, buffer.getvalue())
+
+
+def save_rows(path: Path, rows: list[tuple[str, Tensor]], gaps_after: Collection[int] = (), scale: int | None = None) -> None:
+    """Labelled rows of images (N, C, H, W) in [-1, 1] as a PNG; small images are enlarged to about 64 pixels."""
+    scale = scale or max(1, round(64 / rows[0][1].shape[3]))
+    tiles = [_tile(images, scale) for _, images in rows]
+    margin, gap = (58 if any(label for label, _ in rows) else 0), 6
+    height = sum(t.height for t in tiles) + gap * len(gaps_after)
+    canvas = Image.new("RGB", (margin + max(t.width for t in tiles), height), "white")
+    pen, y = ImageDraw.Draw(canvas), 0
+    for i, ((label, _), tile) in enumerate(zip(rows, tiles, strict=True)):
+        canvas.paste(tile, (margin, y))
+        if label:
+            pen.text((4, y + tile.height // 2 - 6), label, fill="black")
+        y += tile.height + (gap if i in gaps_after else 0)
+    save_png(path, canvas)
+
+
+def save_comparison(path: Path, teacher: Tensor | None, student: Tensor) -> None:
+    """The teacher's images above the student's of the same latents, eight to a row; the student's alone without a teacher."""
+    rows: list[tuple[str, Tensor]] = []
+    for start in range(0, len(student), 8):
+        if teacher is not None:
+            rows.append(("teacher", teacher[start : start + 8]))
+        rows.append(("student", student[start : start + 8]))
+    save_rows(path, rows, range(1, len(rows) - 1, 2) if teacher is not None else ())
+
+
+def save_grid(path: Path, images: Tensor) -> None:
+    """A square grid of images (N, C, H, W) in [-1, 1]."""
+    side = math.ceil(math.sqrt(len(images)))
+    save_rows(path, [("", images[i : i + side]) for i in range(0, len(images), side)])
+
+
+def save_curves(log_path: Path, path: Path) -> None:
+    """Every term of the log against kimg, and the paired error on the fixed latents where it is known."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for line in log_path.read_text().splitlines():
+        entry = json.loads(line)
+        for key, value in entry.items():
+            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step"):
+                xs, ys = curves.setdefault(key, ([], []))
+                xs.append(entry["kimg"])
+                ys.append(value)
+    if not curves:
+        return
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False, layout="constrained")
+    for axis, (name, (xs, ys)) in zip(axes[0], curves.items(), strict=True):
+        axis.plot(xs, ys, linewidth=1.2, marker="." if len(xs) < 30 else None)
+        axis.set(title=name.replace("_", " "), xlabel="kimg")
+        if np.min(ys) > 0:
+            axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    pyplot.close(figure)
+    atomic_write(path, buffer.getvalue())

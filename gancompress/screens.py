@@ -1,0 +1,124 @@
+"""The tables the commands print."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from typing import Any
+
+from gancompress.console import number, size, stdout, table
+from gancompress.planning import Plan, device_name, versions
+
+
+def show_inspection(found: dict[str, Any]) -> None:
+    """What ``inspect`` tells a person."""
+    arch = ", ".join(f"{k} {_plain(v)}" for k, v in found["arch"].items())
+    rows = [
+        ["container", f"{found['container']}, {size(found['bytes'])}"],
+        ["family", found["family"]],
+        ["architecture", arch],
+        ["holds", "; ".join(f"{c['part']}{' (EMA)' if c['ema'] else ''} at {c['where']}" for c in found["contents"])],
+    ]
+    have = {c["part"] for c in found["contents"]}
+    lacking = [f"no {p}" for p in ("generator", "discriminator") if p not in have]
+    rows += [["", ", ".join(lacking)]] if lacking else []
+    rows += [["also", other] for other in found["others"]]
+    rows += [["assumed" if i == 0 else "", a] for i, a in enumerate(found["assumptions"])]
+    rows += [[key, _plain(value)] for key, value in found["metadata"].items() if key in ("recipe", "kimg", "seed", "teacher_sha256")]
+    stdout.print(f"[bold]{found['source']}[/bold]", highlight=False)
+    for key, value in rows:
+        stdout.print(f"  {key:<14}{value}", highlight=False, markup=False)
+    if "parameters" in found:
+        stdout.print()
+        columns = ["network", "parameters", "MACs, transposed convolutions at input positions", "MACs, at output positions"]
+        rows = [["generator", number(found["parameters"]), number(found["macs_input_convention"]), number(found["macs_output_convention"])]]
+        rows += [["discriminator", number(c["parameters"]), "", ""] for c in found["contents"] if c["part"] == "discriminator"]
+        stdout.print(table("cost of one image", columns, rows))
+    stdout.print()
+    rows = []
+    for name, recipe in found["recipes"].items():
+        rows.append([name, "yes" if recipe["feeds"] else "no", "; ".join([f"missing: {m}" for m in recipe["missing"]] + recipe["also"])])
+    stdout.print(table("recipes it can feed", ["recipe", "feeds", "needs besides"], rows))
+
+
+def _plain(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def show_plan(plan: Plan) -> None:
+    """Teacher, student, costs, recipe: printed before a run."""
+    recipe, rows = plan.recipe, []
+    pairs = [("teacher", plan.teacher, plan.teacher_cost), ("student", plan.student, plan.student_cost)]
+    for name, gan, cost in pairs:
+        if gan is not None and cost is not None:
+            rows.append([name, gan.family.name, number(cost.parameters), number(cost.macs_in), number(cost.macs_out), size(cost.bytes)])
+    if plan.teacher_cost:
+        a, b = plan.teacher_cost, plan.student_cost
+        ratio = [f"{x / max(1, y):.1f}x" for x, y in ((a.parameters, b.parameters), (a.macs_in, b.macs_in), (a.macs_out, b.macs_out), (a.bytes, b.bytes))]
+        rows.append(["smaller by", "", *ratio])
+    stdout.print(table("plan", ["", "family", "parameters", "MACs (input pos.)", "MACs (output pos.)", "size"], rows))
+    shapes = ", ".join(f"{k} {_plain(v)}" for k, v in vars(plan.student.arch).items() if not k.startswith("d_"))
+    schedule, optim = recipe.schedule, recipe.optim
+    facts = [
+        ("student", f"{shapes}; init {recipe.student.init}"),
+        ("recipe", f"{plan.recipe_name} ({recipe.paper}); weights {recipe.weights or 'none'}"),
+        ("length", f"{schedule.kimg:g} kimg = {schedule.steps:,} steps of {schedule.batch_size}; {schedule.d_steps} critic steps each"
+         if plan.loss.critics else f"{schedule.kimg:g} kimg = {schedule.steps:,} steps of {schedule.batch_size}"),
+        ("optimiser", f"Adam {optim.g_lr:g}, betas {list(optim.g_betas)}, {optim.decay}"),
+        ("data", f"{plan.images.source}: {len(plan.images):,} images" if plan.images else "none: the recipe needs no real images"
+         if "real" not in plan.loss.uses else "none given"),
+        ("device", device_name(plan.device)),
+        ("run folder", f"{plan.run_dir}{' (goes on)' if plan.resumes and not plan.finished else ''}"),
+    ]  # fmt: skip
+    for key, value in [*facts, *(("note", note) for note in plan.notes)]:
+        stdout.print(f"  {key:<12}{value}", highlight=False, markup=False)
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """Student beside teacher."""
+    protocol, paired = result["protocol"], result.get("paired")
+    columns = [name for name in ("teacher", "student") if name in result]
+    rows = []
+    distance = "fid" if protocol.get("extractor") == "inception-v3" else "frechet_distance"
+    labels = {
+        "parameters": "parameters",
+        "macs_input_convention": "MACs (input positions)",
+        "macs_output_convention": "MACs (output positions)",
+        "bytes": "size in float32",
+        "latency_ms_batch_1": "latency, batch 1 (median ms)",
+        "latency_ms_batch_32": "latency, batch 32 (median ms)",
+        distance: protocol.get("distance", "") + " (lower is better)",
+        "inception_score": protocol.get("score", ""),
+        "variance_of_laplacian": "variance of Laplacian (low: blurred)",
+    }
+    for key, label in labels.items():
+        if any(key in result[c] for c in columns):
+            values = [size(result[c][key]) if key == "bytes" else number(result[c].get(key, "")) for c in columns]
+            rows.append([label, *values])
+    stdout.print(table(result["source"], ["", *columns], rows))
+    if paired:
+        stdout.print(f"same latents: MSE {paired['mse']:.4g}, PSNR {paired['psnr']:.2f} dB, SSIM {paired['ssim']:.3f}", highlight=False)
+    elif "teacher" in result:
+        stdout.print("same latents: teacher and student share none, so there is no paired error", highlight=False)
+    said = [f"{protocol['num_images']:,} images, seed {protocol['seed']}, {protocol['device']}"]
+    if "reference" in protocol:
+        said.append(f"distances to {protocol['reference_images']:,} of {protocol['reference']}")
+    stdout.print("; ".join(said), highlight=False, markup=False)
+
+
+def show_recipes(rows: list[dict[str, Any]]) -> None:
+    from gancompress.losses.base import NEEDS
+
+    printed = [[r["name"], ", ".join(NEEDS[n] for n in r["needs"]), ", ".join(NEEDS[n] for n in r["uses"]), r["paper"]] for r in rows]
+    stdout.print(table("recipes", ["name", "needs", "uses if there", "paper"], printed))
+
+
+def show_environment() -> None:
+    import torch
+
+    facts = {**versions(), "platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    facts["cuda"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none"
+    facts["free disk here"] = size(shutil.disk_usage(".").free)
+    for key, value in facts.items():
+        stdout.print(f"{key:<16}{value}", highlight=False, markup=False)
