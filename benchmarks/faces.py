@@ -41,9 +41,7 @@ def main() -> None:
         for init in ("random", "slice", "top-magnitude"):
             for seed in range(seeds):
                 overrides = [("student.ch_mul", ch_mul), ("student.init", init), ("schedule.kimg", args.kimg), ("seed", seed)]
-                path = gancompress.distill(
-                    args.teacher, "mse", overrides=overrides, out=args.out / f"x{ch_mul}-{init}-{seed}", device="cpu", reporter=Notes()
-                )
+                path = gancompress.distill(args.teacher, "mse", overrides=overrides, out=args.out / f"x{ch_mul}-{init}-{seed}", device="cpu", reporter=Notes())
                 student = load_gan(str(path))
                 paired = paired_fidelity(student, teacher, 1000, EVALUATION, cpu)
                 assert paired is not None

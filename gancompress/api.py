@@ -155,4 +155,3 @@ def teacher_of(source: str) -> str | None:
         return None
     name = teacher and teacher["source"]
     return name if name and (":" in name or Path(name).exists()) else None
-

@@ -7,11 +7,13 @@ import errno
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
 from gancompress.errors import CheckpointError, GanCompressError
@@ -27,28 +29,38 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         GanCompressError: disk full or not writable; the old file is intact and no partial file is left.
     """
+    _atomically(path, len(data), lambda partial: _write(partial, data))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+
+
+def _atomically(path: Path, size: int, write: Callable[[Path], None]) -> None:
+    """``write`` a file beside ``path``, bring it to the disk and put it in its place."""
     partial = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
+        write(partial)
+        for place in (partial, path.parent):
+            handle = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            if place == partial:
+                partial.replace(path)
+    except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise write_failure(path, len(data), error) from None
+        raise write_failure(path, size, error) from None
 
 
-def write_failure(path: Path, size: int, error: OSError) -> GanCompressError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def write_failure(path: Path, size: int, error: Exception) -> GanCompressError:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or "os error 28" in str(error):  # safetensors gives the number in words
         return GanCompressError(f"{path}: disk full while writing {size:,} bytes; what was there before is intact", "free some space and run it again")
-    return GanCompressError(f"{path}: cannot be written ({error.strerror})", "choose another directory with --out")
+    return GanCompressError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})", "choose another directory with --out")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -68,9 +80,11 @@ def save_networks(path: Path, family: Family, arch: Any, networks: dict[Part, nn
             tensor = tensor.detach().cpu()
             if dtype is not None and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
-            tensors[f"{part}.{key}"] = tensor.contiguous().clone()
+            tensors[f"{part}.{key}"] = tensor.contiguous()
     described = {"format": FORMAT_VERSION, "family": family.name, "arch": dataclasses.asdict(arch), "output_range": [-1, 1], **facts}
-    atomic_write(path, to_safetensors(tensors, metadata={"format": "pt", METADATA_KEY: json.dumps(described, sort_keys=True)}))
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(described, sort_keys=True)}
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    _atomically(path, size, lambda partial: save_file(tensors, partial, metadata))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

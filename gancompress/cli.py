@@ -113,7 +113,8 @@ def distill(
 
     words = list(overrides or [])
     if teacher and "=" in teacher and not Path(teacher).exists():  # no teacher was named: this is the first key=value
-        teacher, words = None, [teacher, *words]
+        words.insert(0, teacher)
+        teacher = None
     if teacher_module:
         if teacher:
             raise UsageError(f"two teachers: {teacher} and --teacher-module {teacher_module}")
@@ -199,9 +200,7 @@ def sample(
     """Draw images from a teacher or a student."""
     from gancompress import api
 
-    path = api.sample(
-        source or str(api.newest_run()), out, num=num, seed=seed, label=label, device=_device(device), **_reader_options(classes, reader)
-    )
+    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, device=_device(device), **_reader_options(classes, reader))
     typer.echo(f"samples: {path}")
 
 

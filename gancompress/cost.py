@@ -25,7 +25,7 @@ class Cost:
     bytes: int
 
 
-def _conv_at_output(x: Any, w: Any, _bias: Any, _stride: Any, _padding: Any, _dilation: Any, transposed: bool, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _conv_at_output(_x: Any, w: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """FLOPs of a convolution with every kind counted at its output positions."""
     positions = 1
     for n in out_shape[2:]:

@@ -20,11 +20,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def parity(source: GAN, exported: GAN) -> float:
-    """Largest difference of a pixel over 16 fixed latents."""
-    inputs, condition = source.sample(16, rng(0, EVALUATION))
-    cpu = torch.device("cpu")
-    return float((draw(source, inputs, condition, cpu) - draw(exported, inputs, condition, cpu)).abs().max())
+def fixed_images(gan: GAN) -> torch.Tensor:
+    """Images of 16 fixed latents."""
+    return draw(gan, *gan.sample(16, rng(0, EVALUATION)), torch.device("cpu"))
 
 
 def export(source: str, out: str | Path, dtype: str = "float32", reader_options: dict[str, Any] | None = None) -> Path:
@@ -46,14 +44,16 @@ def export(source: str, out: str | Path, dtype: str = "float32", reader_options:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         save_networks(partial / "model.safetensors", gan.family, gan.arch, {"generator": gan.generator}, {}, DTYPES[dtype])
-        difference = parity(gan, load_gan(str(partial / "model.safetensors")))
+        family, arch, expected = gan.family.name, gan.arch, fixed_images(gan)
+        del gan  # one of the two networks in memory is enough
+        difference = float((fixed_images(load_gan(str(partial / "model.safetensors"))) - expected).abs().max())
         if not difference <= TOLERANCE[DTYPES[dtype]]:
             raise ParityError(f"{source} as {dtype}: pixels differ by up to {difference:.2g}, more than {TOLERANCE[DTYPES[dtype]]:g}; nothing was written")
         config = {
             "library": "gancompress",
             "format": FORMAT_VERSION,
-            "family": gan.family.name,
-            "arch": dataclasses.asdict(gan.arch),
+            "family": family,
+            "arch": dataclasses.asdict(arch),
             "dtype": dtype,
             "output_range": [-1, 1],
             "latent": "standard normal",

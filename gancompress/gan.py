@@ -66,8 +66,8 @@ class Family:
     build_arch: Callable[[Any, Mapping[str, Any]], Any]
     #: (arch, part) -> for each tensor of that network, the channel group of each axis (None: never sliced)
     axes: Callable[[Any, Part], Axes]
-    #: arch -> arch whose discriminator is a function of one image alone (no batch statistics), for gradient penalties; None: no such family
-    batch_free: Callable[[Any], Any] | None
+    #: arch -> arch whose discriminator is a function of one image alone (no batch statistics), for gradient penalties
+    batch_free: Callable[[Any], Any]
 
 
 @dataclass

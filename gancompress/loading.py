@@ -60,7 +60,7 @@ class Found:
         """The network of that part: the EMA where there is one and ``ema`` is set, else the raw one."""
         here = [n for n in self.networks if n.reading.part == part]
         preferred = [n for n in here if n.ema == ema]
-        return (preferred or here or [None])[0]
+        return next(iter(preferred or here), None)
 
     @property
     def assumptions(self) -> list[str]:

@@ -260,5 +260,3 @@ def _roll_back(trainer: Trainer, state_path: Path, bad: int, log: Log, reporter:
     save_state(state_path, trainer.state())
     log.write(step=trainer.step, event="rolled back", non_finite_at_step=bad + 1)
     reporter.note(f"a loss was not finite at step {bad + 1:,}: going back to step {trainer.step:,}, with other random numbers from there")
-
-

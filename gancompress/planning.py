@@ -28,7 +28,7 @@ from gancompress.gan import GAN, Family
 from gancompress.loading import load_gan
 from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
-from gancompress.losses.base import NEEDS, DistillationLoss
+from gancompress.losses.base import DistillationLoss
 from gancompress.scaling import initialise_from
 
 RUNS = Path("runs")
@@ -379,8 +379,8 @@ def run_plan(plan: Plan, reporter: Reporter) -> Path:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
             raise
-        half = max(1, numbers.schedule.batch_size // 2)
-        raise GanCompressError(f"out of memory with --batch-size {numbers.schedule.batch_size} on {device}", f"try --batch-size {half} in a new --out") from None
+        size = numbers.schedule.batch_size
+        raise GanCompressError(f"out of memory with --batch-size {size} on {device}", f"try --batch-size {max(1, size // 2)} in a new --out") from None
     _finish(plan, done, facts)
     if plan.images and plan.images.unreadable:
         first = ", ".join(plan.images.unreadable[:5])
@@ -393,8 +393,7 @@ def _finish(plan: Plan, done: GAN, facts: dict[str, Any]) -> None:
 
     save_curves(plan.run_dir / "log.jsonl", plan.run_dir / "curves.png")
     if isinstance(done.discriminator, nn.Module):
-        save_networks(
-            plan.run_dir / "discriminator.safetensors", done.family, getattr(done.discriminator, "arch", done.arch), {"discriminator": done.discriminator}, facts
-        )
+        arch = getattr(done.discriminator, "arch", done.arch)  # joint: the critic is as wide as the teacher's
+        save_networks(plan.run_dir / "discriminator.safetensors", done.family, arch, {"discriminator": done.discriminator}, facts)
     # last: its presence says that the run is whole
     save_networks(plan.run_dir / "student.safetensors", done.family, done.arch, {"generator": done.generator}, facts)

@@ -59,5 +59,5 @@ def run(out: Path) -> Path:
         rows += [(name, draw(gan, inputs[part : part + 16], condition, device)) for name, gan in (("teacher", teacher), ("student", student))]
     save_rows(folder / "teacher-and-student.png", rows, gaps_after=(1,))
     console.stdout.print(f"exported: {folder / 'export'}\npicture:  {folder / 'teacher-and-student.png'}", highlight=False)
-    console.stdout.print(f"next:     gancompress distill YOUR_TEACHER.pt --recipe mse --ch-mul 0.5   (or first: gancompress inspect {TEACHER})", highlight=False)
+    console.stdout.print("next:     gancompress inspect YOUR_TEACHER.pt, then gancompress distill YOUR_TEACHER.pt --recipe mse --ch-mul 0.5", highlight=False)
     return folder

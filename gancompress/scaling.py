@@ -36,16 +36,17 @@ def initialise_from(teacher: nn.Module, student: nn.Module, axes: Axes, how: Lit
     the teacher. Of a wider student only the teacher's share is written.
     """
     source, target = teacher.state_dict(), student.state_dict()
-    sizes = {g: target[k].shape[d] for k, groups in axes.items() for d, g in enumerate(groups) if g is not None}
-    scores = channel_scores(source, axes) if how == "top-magnitude" else {}
+    scores = channel_scores(source, axes)
     keep: dict[str, Tensor] = {}
-    for group, size in sizes.items():
-        order = scores[group].argsort(descending=True, stable=True)[:size].sort().values if how == "top-magnitude" else torch.arange(size)
-        keep[group] = order
+    for key, groups in axes.items():
+        for axis, group in enumerate(groups):
+            if group is not None:
+                heaviest = scores[group].argsort(descending=True, stable=True) if how == "top-magnitude" else torch.arange(len(scores[group]))
+                keep[group] = heaviest[: target[key].shape[axis]].sort().values  # in the teacher's order
     with torch.no_grad():
         for key, groups in axes.items():
             tensor = source[key]
             for axis, group in enumerate(groups):
                 if group is not None:
-                    tensor = tensor.index_select(axis, keep[group][keep[group] < tensor.shape[axis]])
+                    tensor = tensor.index_select(axis, keep[group])
             target[key][tuple(slice(0, n) for n in tensor.shape)] = tensor

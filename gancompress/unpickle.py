@@ -255,9 +255,7 @@ def _open_zip(path: Path) -> Opened:
         raise CheckpointError(f"it is truncated or damaged ({error})", "download it again") from None
     leaves = {n.rpartition("/")[2] for n in entries}
     if "constants.pkl" in leaves:
-        raise CheckpointError(
-            "it is a TorchScript archive, which is a program and runs when loaded", "save the module's state_dict() with torch.save instead"
-        )
+        raise CheckpointError("it is a TorchScript archive, which is a program and runs when loaded", "save the module's state_dict() with torch.save instead")
     if "data.pkl" not in leaves:
         what = "a numpy archive" if any(n.endswith(".npy") for n in entries) else "a zip archive"
         raise CheckpointError(f"it is {what} without a torch checkpoint in it")

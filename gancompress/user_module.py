@@ -48,7 +48,7 @@ def _no(*_: Any) -> Any:
     raise UsageError("the shapes of a --teacher-module are not known, so no student can be made like it", "name one: --student dcgan")
 
 
-FAMILY = Family("module", Arch, _no, _no, _no, _sample, _no, _no, _no, None)
+FAMILY = Family("module", Arch, _no, _no, _no, _sample, _no, _no, _no, _no)
 
 
 def load_module(spec: str, options: Mapping[str, Any]) -> GAN:
@@ -81,7 +81,7 @@ def load_module(spec: str, options: Mapping[str, Any]) -> GAN:
         nz = options.get("nz") or next((getattr(module, a) for a in ("nz", "z_dim", "latent_dim") if hasattr(module, a)), None)
         if nz is None:
             raise UsageError(f"{spec}: its latent size is not known", "give the module an attribute nz, or --nz N")
-        classes = int(options.get("classes") or getattr(module, "classes", 0))
+        classes = int(options.get("classes", getattr(module, "classes", 0)))
         return _probe(module.float().eval(), int(nz), classes, f"module:{spec}").freeze()
     except GanCompressError:
         raise

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -88,7 +89,7 @@ class Generator(nn.Module):
         self.arch = arch
         widths = (arch.nz + arch.classes, *arch.g_widths, arch.nc)
         self.layers = nn.ModuleList()
-        for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
             stride, padding = (1, 0) if i == 0 else (2, 1)
             conv = nn.ConvTranspose2d(n_in, n_out, 4, stride, padding, bias=arch.g_bias)
             last = i == len(arch.g_widths)
@@ -110,7 +111,7 @@ class Discriminator(nn.Module):
         self.arch = arch
         widths = (arch.nc + arch.d_classes, *arch.d_widths, 1)
         self.layers = nn.ModuleList()
-        for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
             last = i == len(arch.d_widths)
             stride, padding = (1, 0) if last else (2, 1)
             norm: Norm = "none" if last or (i == 0 and not arch.d_norm_first) else arch.d_norm
@@ -168,8 +169,8 @@ def _chain(modules: dict[str, StateDict]) -> tuple[Part, list[str], list[str]]:
         if shape[2:] != (4, 4):
             raise Mismatch(f"{prefix}.weight has shape {shape}: a DCGAN's kernels are 4x4", score * 0.5)
     # a ConvTranspose weight is (in, out, 4, 4), a Conv weight (out, in, 4, 4)
-    forward = [a[1] == b[0] for a, b in zip(shapes, shapes[1:], strict=False)]
-    backward = [a[0] == b[1] for a, b in zip(shapes, shapes[1:], strict=False)]
+    forward = [a[1] == b[0] for a, b in pairwise(shapes)]
+    backward = [a[0] == b[1] for a, b in pairwise(shapes)]
     part: Part = "generator" if sum(forward) >= sum(backward) else "discriminator"
     fits = forward if part == "generator" else backward
     if not all(fits):
@@ -242,9 +243,7 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     first = 0 if part == "generator" or 0 in matched else 1
     missing = [i for i in range(first, hidden) if i not in matched]
     if matched and missing:
-        raise Mismatch(
-            f"{convs[missing[0]]} has no BatchNorm of {widths[missing[0]]} channels behind it, while {len(matched)} other layers have one", 0.9
-        )
+        raise Mismatch(f"{convs[missing[0]]} has no BatchNorm of {widths[missing[0]]} channels behind it, while {len(matched)} other layers have one", 0.9)
     affine = ["weight" in modules[p] for p in matched.values()]
     if any(affine) != all(affine):
         raise Mismatch("some BatchNorms have weights and some have none", 0.8)

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,7 @@ class Arch:
 
 
 def _chain(widths: tuple[int, ...]) -> nn.ModuleList:
-    return nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
 
 class Generator(nn.Module):

@@ -50,5 +50,5 @@ class DistillationLoss(nn.Module, ABC):
         """Scalars to minimise over the critics; ``{}`` where there is none. ``fake`` is detached."""
         return {}
 
-    def after_discriminator_step(self) -> None:  # noqa: B027 - most losses need nothing here
+    def after_discriminator_step(self) -> None:
         """Called after each optimiser step of the critics (weight clipping)."""

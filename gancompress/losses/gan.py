@@ -66,7 +66,8 @@ class Adversary(nn.Module):
             self.critic = copy.deepcopy(teacher.discriminator).requires_grad_(True)
             self.origin = "starts from the teacher's discriminator and is updated"
         else:
-            owner = teacher if teacher is not None and teacher.family.batch_free is not None else student
+            # a teacher that is a black box has no shapes to copy
+            owner = teacher if teacher is not None and teacher.family.name != "module" else student
             arch = owner.family.batch_free(owner.arch) if weights.gradient_penalty else owner.arch
             self.critic = owner.family.discriminator(arch)
             self.origin = f"starts fresh, with the {'student' if owner is student else 'teacher'}'s shapes"
