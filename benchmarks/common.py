@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gancompress.planning import choose_device, device_name, versions
+from gancompress.cost import device_name
+from gancompress.planning import choose_device, versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from gancompress.loading import load as load
     from gancompress.metrics import evaluate as evaluate
 
+__version__ = "0.1.0"
+
 # imported when first used: ``import gancompress`` and ``--help`` do not pay for torch
 _PUBLIC = {
     "distill": "gancompress.api",

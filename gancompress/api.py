@@ -145,13 +145,14 @@ def newest_run() -> Path:
     return finished[-1].parent
 
 
-def teacher_of(source: str) -> str | None:
-    """The teacher a run folder or its student was made from, where it is still there."""
+def teacher_of(source: str) -> tuple[str, dict[str, Any]] | None:
+    """The teacher a run folder or its student was made from and its reader options, where it is still there."""
     path = Path(source)
     record = (path if path.is_dir() else path.parent) / "run.json"
     try:
         teacher = json.loads(record.read_text())["identity"]["teacher"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    name = teacher and teacher["source"]
-    return name if name and (":" in name or Path(name).exists()) else None
+    if not teacher or not (":" in teacher["source"] or Path(teacher["source"]).exists()):
+        return None
+    return teacher["source"], teacher["options"]

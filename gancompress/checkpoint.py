@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -52,7 +53,8 @@ def _atomically(path: Path, size: int, write: Callable[[Path], None]) -> None:
             if place == partial:
                 partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise write_failure(path, size, error) from None
 
 

@@ -29,6 +29,9 @@ class _Group(TyperGroup):
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise typer.Exit(1) from None
+        except OSError as error:
+            typer.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -152,6 +155,8 @@ def evaluate(
     num_images: Annotated[int, typer.Option("--num-images", min=2)] = 5000,
     feature_extractor: Annotated[Optional[str], typer.Option(help="inception (the default), digits, or a torchvision MobileNetV2 file.")] = None,  # noqa: UP045
     weights: Annotated[Optional[str], typer.Option(help="Inception weights, where they cannot be downloaded.")] = None,  # noqa: UP045
+    classes: Classes = None,
+    reader: ReaderOption = None,
     device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
@@ -166,9 +171,9 @@ def evaluate(
 
     where = _device(device)
     source = student or str(api.newest_run())
-    teacher_name = against or api.teacher_of(source)
+    teacher_name, options = (against, _reader_options(classes, reader)) if against else api.teacher_of(source) or (None, {})
     gan = load_gan(source)
-    teacher = load_gan(teacher_name) if teacher_name else None
+    teacher = load_gan(teacher_name, options=options) if teacher_name else None
     images = Images(data, gan.arch.resolution, gan.arch.nc) if data else None
     extractor: Extractor | None = None
     note = ""

@@ -106,7 +106,9 @@ def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
     """``values["a"]["b"] = value`` for ``dotted`` = "a.b"."""
     *path, last = dotted.split(".")
     for part in path:
-        values = values.setdefault(part, {})
+        if values.get(part) is None:  # absent, or an empty section of the file
+            values[part] = {}
+        values = values[part]
         if not isinstance(values, dict):
             raise UsageError(f"{dotted}: {part!r} is a value, not a section of the recipe")
     values[last] = value

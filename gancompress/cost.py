@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,3 +85,18 @@ def latency(gan: GAN, batch_size: int, device: torch.device, runs: int = 50) -> 
             times.append((time.perf_counter() - start) * 1e3)
     low, middle, high = statistics.quantiles(times, n=4)
     return middle, high - low
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, as results are reported with it."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -7,6 +7,7 @@ import hashlib
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION = range(7)
 
 
 def seed_for(*parts: int) -> int:
-    """A 63-bit seed from whole numbers, different for different numbers."""
+    """A 63-bit seed from whole numbers, different for different numbers (zeros at the end do not count)."""
     high, low = np.random.SeedSequence(parts).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 
@@ -161,6 +162,8 @@ class Images:
             return self._cache[index]
         try:
             with self._draw(index) as picture:
+                if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip to 255
+                    picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
                 side = min(picture.size)
                 left, top = (picture.width - side) // 2, (picture.height - side) // 2
                 picture = picture.convert("RGB" if self.nc == 3 else "L").crop((left, top, left + side, top + side))
@@ -199,9 +202,9 @@ def _read_idx(path: Path) -> np.ndarray[Any, Any] | None:
     """An idx file (plain or .gz) as an array, None where it is none."""
     try:
         raw = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return None
-    if len(raw) < 8 or raw[:3] != b"\0\0\x08":
+    if len(raw) < 8 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         return None
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
@@ -220,25 +223,31 @@ def _idx_labels(path: Path) -> Tensor | None:
 class TeacherPool:
     """``size`` (latent, image) pairs of the teacher, drawn when first needed and then reused. Images are kept as float16."""
 
-    def __init__(self, teacher: GAN, size: int, chunk: int, seed: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, teacher: GAN, size: int, chunk: int, seed: int, device: torch.device) -> None:
         if size % chunk:
             raise UsageError(f"schedule.teacher_pool={size}: it must be a multiple of the batch size {chunk}")
         self.teacher, self.size, self.chunk, self.seed, self.device = teacher, size, chunk, seed, device
-        self._chunks: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
+        self._inputs: list[tuple[Tensor, Tensor | None]] = [teacher.sample(chunk, rng(seed, POOL, c)) for c in range(size // chunk)]
+        arch = teacher.arch
+        self._images = torch.empty(size, arch.nc, arch.resolution, arch.resolution, dtype=torch.float16, device=device)
+        self._drawn = [False] * (size // chunk)
 
-    def _chunk(self, c: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        if c not in self._chunks:
-            inputs, condition = self.teacher.sample(self.chunk, rng(*self.seed, POOL, c))
-            self._chunks[c] = (inputs, condition, draw(self.teacher, inputs, condition, self.device).half())
-        return self._chunks[c]
+    def take(self, start: int, count: int, attempt: int = 0) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The pairs at places start ... of the endless sequence; the first pass is in order, so that it fills chunk by chunk.
 
-    def take(self, start: int, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The pairs at places start ... of the endless sequence; the first pass is in order, so that it fills chunk by chunk."""
-        first = start + count <= self.size
-        indices = torch.arange(start, start + count) if first else positions(start, count, self.size, *self.seed, POOL)
-        rows = [(self._chunk(i // self.chunk), i % self.chunk) for i in indices.tolist()]
-        conditions = [c[1][r] for c, r in rows if c[1] is not None]
-        return torch.stack([c[0][r] for c, r in rows]), torch.stack(conditions) if conditions else None, torch.stack([c[2][r] for c, r in rows]).float()
+        Another ``attempt`` takes the same pairs in another order.
+        """
+        first = start + count <= self.size and not attempt
+        indices = torch.arange(start, start + count) if first else positions(start, count, self.size, self.seed, attempt, POOL)
+        for c in (indices // self.chunk).unique().tolist():
+            if not self._drawn[c]:
+                inputs, condition = self._inputs[c]
+                self._images[c * self.chunk : (c + 1) * self.chunk] = draw(self.teacher, inputs, condition, self.device).half()
+                self._drawn[c] = True
+        rows = [(self._inputs[i // self.chunk], i % self.chunk) for i in indices.tolist()]
+        labels = [c[r] for (_, c), r in rows if c is not None]
+        images = self._images[indices.to(self.device)].float()
+        return torch.stack([z[r] for (z, _), r in rows]), torch.stack(labels) if labels else None, images
 
 
 @torch.no_grad()
@@ -256,14 +265,14 @@ class Batches:
         self.sampler, self.teacher, self.images = sampler, teacher, images
         self.seed, self.batch_size, self.d_steps, self.device = seed, batch_size, d_steps, device
         self.attempt = 0
-        self._pool = TeacherPool(teacher, pool, batch_size, (seed,), device) if pool and teacher else None
+        self._pool = TeacherPool(teacher, pool, batch_size, seed, device) if pool and teacher else None
 
     def __call__(self, step: int, substep: int, progress: float) -> Batch:
         index = step * self.d_steps + substep
         n = self.batch_size
         pooled: Tensor | None = None
         if self._pool is not None:
-            inputs, condition, pooled = self._pool.take(index * n, n)
+            inputs, condition, pooled = self._pool.take(index * n, n, self.attempt)
         else:
             inputs, condition = self.sampler.sample(n, rng(self.seed, self.attempt, LATENTS, index))
 

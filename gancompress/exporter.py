@@ -11,7 +11,7 @@ import torch
 
 from gancompress.checkpoint import FORMAT_VERSION, save_networks, write_json
 from gancompress.data import EVALUATION, draw, rng
-from gancompress.errors import ParityError, UsageError
+from gancompress.errors import CheckpointError, ParityError, UsageError
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
 
@@ -46,7 +46,10 @@ def export(source: str, out: str | Path, dtype: str = "float32", reader_options:
         save_networks(partial / "model.safetensors", gan.family, gan.arch, {"generator": gan.generator}, {}, DTYPES[dtype])
         family, arch, expected = gan.family.name, gan.arch, fixed_images(gan)
         del gan  # one of the two networks in memory is enough
-        difference = float((fixed_images(load_gan(str(partial / "model.safetensors"))) - expected).abs().max())
+        try:
+            difference = float((fixed_images(load_gan(str(partial / "model.safetensors"))) - expected).abs().max())
+        except CheckpointError as error:  # a number too large for float16 became infinite
+            raise ParityError(f"{source} as {dtype}: it cannot be loaded again ({error}); nothing was written") from None
         if not difference <= TOLERANCE[DTYPES[dtype]]:
             raise ParityError(f"{source} as {dtype}: pixels differ by up to {difference:.2g}, more than {TOLERANCE[DTYPES[dtype]]:g}; nothing was written")
         config = {

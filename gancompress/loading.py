@@ -70,19 +70,23 @@ class Found:
 # ------------------------------------------------------------------------------------------------- state dicts inside a container
 
 
-def _module_state(module: Inert, prefix: str = "", depth: int = 0) -> StateDict:
-    """The state dict of a pickled nn.Module whose class we did not import."""
+def _module_state(module: Inert) -> StateDict:
+    """The state dict of a pickled nn.Module whose class we did not import, in its order."""
     out: StateDict = {}
-    attributes = vars(module)
-    if depth > 60:
-        return out
-    skip = attributes.get("_non_persistent_buffers_set") or ()
-    for name, value in [*(attributes.get("_parameters") or {}).items(), *(attributes.get("_buffers") or {}).items()]:
-        if isinstance(value, Tensor) and name not in skip:
-            out[prefix + str(name)] = value
-    for name, child in (attributes.get("_modules") or {}).items():
-        if isinstance(child, Inert):
-            out |= _module_state(child, f"{prefix}{name}.", depth + 1)
+    pending = [("", 0, module)]
+    for _ in range(20_000):  # more than any network has: modules that hold one another would never end
+        if not pending:
+            break
+        prefix, depth, current = pending.pop()
+        attributes = vars(current)
+        tensors = [v if isinstance(v := attributes.get(name), dict) else {} for name in ("_parameters", "_buffers")]
+        skip = v if isinstance(v := attributes.get("_non_persistent_buffers_set"), set) else ()
+        for name, value in [*tensors[0].items(), *tensors[1].items()]:
+            if isinstance(value, Tensor) and name not in skip:
+                out[prefix + str(name)] = value
+        children = attributes.get("_modules")
+        if isinstance(children, dict) and depth < 60:
+            pending += [(f"{prefix}{name}.", depth + 1, child) for name, child in reversed(children.items()) if isinstance(child, Inert)]
     return out
 
 
@@ -156,19 +160,23 @@ def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[s
             if miss is None or error.score > miss.score:
                 miss = Mismatch(f"{where}: {error}", error.score)
             continue
-        ema = place.rpartition(".")[2].lower() in EMA_NAMES
+        stem = re.sub(r"([_.-]?(epoch|iter|steps?))*[_.-]?\d*$", "", path.stem.lower())
+        ema = bool({stem, *place.lower().split(".")} & EMA_NAMES)
+        _check_values(state, path, place)
         networks.append(Network(found, reading, where, ema))
     return networks, others, miss
 
 
-def _check_values(network: Network) -> None:
-    for key, tensor in network.reading.state.items():
+def _check_values(state: StateDict, path: Path, place: str) -> None:
+    """Refuse what no trained network holds; the message has the key as the file has it."""
+    for key, tensor in state.items():
         if key.endswith("num_batches_tracked"):
             continue
+        where = f"{path}: {place}.{key}" if place else f"{path}: {key}"
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{network.where}: {key} has {tensor.dtype} values; weights are floating point (a quantised file?)")
+            raise CheckpointError(f"{where} has {tensor.dtype} values; weights are floating point (a quantised file?)")
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{network.where}: {key} has NaN or infinite values; this network diverged or the file is damaged")
+            raise CheckpointError(f"{where} has NaN or infinite values; this network diverged or the file is damaged")
 
 
 # ------------------------------------------------------------------------------------------------------------------- sources
@@ -217,6 +225,7 @@ def _own_networks(opened: Opened, path: Path) -> tuple[list[Network], dict[str, 
     for part in ("generator", "discriminator"):
         state = {k.removeprefix(f"{part}."): v for k, v in opened.content.items() if k.startswith(f"{part}.")}
         if state:
+            _check_values(state, path, part)
             fields = dataclasses.asdict(arch)
             if part == "discriminator":  # the generator's own file tells the rest
                 fields = {k: v for k, v in fields.items() if k.startswith("d_") or k in SHARED_FIELDS}
@@ -236,6 +245,9 @@ def find(source: str, *, discriminator: str | None = None, family: str | None = 
         raise UsageError(f"unknown reader option {sorted(unknown)[0]!r}", f"options: {', '.join(sorted(READER_OPTIONS))}")
     if family and family not in FAMILIES:
         raise UsageError(f"no family {family!r}", f"families: {', '.join(FAMILIES)}")
+    for key in {"classes", "nc"} & set(options):
+        if not re.fullmatch(r"\d+", str(options[key])):
+            raise UsageError(f"{key}={options[key]!r}: expected a whole number")
     path = _resolve(source)
     files = _files_of(path) if path.is_dir() else [path]
     if discriminator:
@@ -260,8 +272,6 @@ def find(source: str, *, discriminator: str | None = None, family: str | None = 
         miss = near if miss is None or (near and near.score > miss.score) else miss
     if not networks:
         raise _nothing_found(path, others, miss)
-    for network in networks:
-        _check_values(network)
     return _assemble(source, path, " and ".join(containers), sum(f.stat().st_size for f in files), networks, others, metadata)
 
 
@@ -338,7 +348,7 @@ def load_gan(source: str, *, discriminator: str | None = None, ema: bool = True,
     return GAN(found.family, found.arch, generator, critic, source).freeze()
 
 
-def load(source: str, part: Part = "generator", ema: bool = True, **reader_options: Any) -> nn.Module:
+def load(source: str | Path, part: Part = "generator", ema: bool = True, **reader_options: Any) -> nn.Module:
     """A network in evaluation mode from anything ``distill`` takes: a teacher or a student, a file, a directory, ``sample:NAME``.
 
     Args:
@@ -353,6 +363,10 @@ def load(source: str, part: Part = "generator", ema: bool = True, **reader_optio
     """
     if part not in ("generator", "discriminator"):
         raise UsageError(f"part={part!r}: expected 'generator' or 'discriminator'")
+    source = str(source)
     if source.startswith("module:"):
-        return load_gan(str(source), options=reader_options).networks[part]
-    return build(find(str(source), options=reader_options), part, ema).requires_grad_(False)
+        networks = load_gan(source, options=reader_options).networks
+        if part not in networks:
+            raise MissingError(f"{source}: a module of your own has no discriminator")
+        return networks[part]
+    return build(find(source, options=reader_options), part, ema).requires_grad_(False)

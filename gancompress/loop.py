@@ -17,12 +17,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gancompress.checkpoint import load_state, save_state
+from gancompress.checkpoint import atomic_write, load_state, save_state, write_failure
 from gancompress.config import Recipe
 from gancompress.data import PICTURES, STEP, Batches, draw, rng, seed_for
 from gancompress.errors import DivergedError, StoppedError
 from gancompress.gan import GAN
 from gancompress.losses.base import DistillationLoss
+
+#: steps after which a person is first told how long it will take
+FIRST_LOOK = 5
 
 
 class Reporter(Protocol):
@@ -167,13 +170,21 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        self.rewind(step)
+
+    def rewind(self, step: int) -> None:
+        """Forget the lines after ``step``."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept))
+        atomic_write(self.path, "".join(kept).encode())
 
     def write(self, **entry: Any) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        line = json.dumps(entry) + "\n"
+        try:
+            with self.path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise write_failure(self.path, len(line), error) from None
 
 
 def _every(kimg: float, batch_size: int) -> int:
@@ -206,38 +217,41 @@ def train(
     shown = batches.sampler.sample(16, rng(recipe.seed, PICTURES))
     averaged = GAN(student.family, student.arch, trainer.ema.net)
     paired = draw(teacher, *shown, device) if teacher and "teacher_images" in loss.needs else None
-    clock, clock_step = time.monotonic(), trainer.step
+    clock, clock_step, first_step = time.monotonic(), trainer.step, trainer.step
 
     with StopRequest().installed() as stop:
         while trainer.step < steps:
             batches.attempt = trainer.attempt
             trainer.train_step(batches)
             step = trainer.step
-            logs, saves, ends = step % log_every == 0, step % save_every == 0, step == steps or bool(stop.signal)
+            stopped = stop.signal  # looked at once: what comes later in this step waits for the next
+            logs, saves, ends = step % log_every == 0, step % save_every == 0, step == steps or bool(stopped)
+            if step == first_step + FIRST_LOOK:
+                reporter.progress(step, {}, FIRST_LOOK * n / max(time.monotonic() - clock, 1e-9))
             if not (logs or saves or ends or step % picture_every == 0):
                 continue
             if (bad := int(trainer.first_bad)) >= 0:
                 _roll_back(trainer, state_path, bad, log, reporter)
+                clock, clock_step = time.monotonic(), trainer.step
                 continue
             if logs or step == steps:
                 since = step % log_every or log_every
-                now = time.monotonic()
-                rate = (step - clock_step) * n / max(now - clock, 1e-9)
+                rate = (step - clock_step) * n / max(time.monotonic() - clock, 1e-9)
                 means = trainer.take_means(since)
                 log.write(step=step, kimg=step * n / 1000, **means, images_per_s=round(rate, 1))
                 reporter.progress(step, means, rate)
-                clock, clock_step = now, step
             if step % picture_every == 0 or step == steps:
                 images = draw(averaged, *shown, device)
                 save_comparison(run_dir / "samples" / f"step-{step:07d}.png", paired, images)
                 if paired is not None:
                     log.write(step=step, kimg=step * n / 1000, paired_mse=float((images - paired).square().mean()))
-                clock += time.monotonic() - now if logs or step == steps else 0
             if saves or ends:
                 save_state(state_path, trainer.state())
-            if stop.signal and step < steps:
-                name = signal.Signals(stop.signal).name
-                code = 130 if stop.signal == signal.SIGINT else 75
+            if logs:
+                clock, clock_step = time.monotonic(), step  # pictures and states are no part of the speed
+            if stopped and step < steps:
+                name = signal.Signals(stopped).name
+                code = 130 if stopped == signal.SIGINT else 75
                 raise StoppedError(f"stopped by {name} at step {step:,} of {steps:,}; the state is saved in {run_dir}", exit_code=code)
     averaged.discriminator = loss.critics["student"].eval() if "student" in loss.critics else None
     return averaged
@@ -258,5 +272,6 @@ def _roll_back(trainer: Trainer, state_path: Path, bad: int, log: Log, reporter:
         )
     trainer.attempt = 1
     save_state(state_path, trainer.state())
+    log.rewind(trainer.step)
     log.write(step=trainer.step, event="rolled back", non_finite_at_step=bad + 1)
     reporter.note(f"a loss was not finite at step {bad + 1:,}: going back to step {trainer.step:,}, with other random numbers from there")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gancompress.cost import gan_cost, latency
+from gancompress.cost import device_name, gan_cost, latency
 from gancompress.data import EVALUATION, Images, draw, positions, rng, to_float, to_uint8
 from gancompress.errors import UsageError
 from gancompress.extractors import Extractor
@@ -25,7 +25,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """(N,) structural similarity of images (N, C, H, W) in [-1, 1] (Wang et al. 2004, Eq. 13: 11x11 Gaussian window of sigma 1.5,
-    K1 0.01, K2 0.03, dynamic range 2; channels apart, windows inside the image)."""
+    K1 0.01, K2 0.03; channels apart, windows inside the image). Computed on [0, 1]: its luminance term is of intensities, never negative."""
+    a, b = (a + 1) / 2, (b + 1) / 2
     size = min(11, a.shape[2])
     taps = torch.exp(-(torch.arange(size, device=a.device, dtype=a.dtype) - (size - 1) / 2).square() / (2 * 1.5**2))
     kernel = torch.outer(taps, taps) / taps.sum() ** 2
@@ -33,7 +34,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     def blur(x: Tensor) -> Tensor:
         return F.conv2d(x.flatten(0, 1)[:, None], kernel[None, None]).unflatten(0, x.shape[:2])
 
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    c1, c2 = 0.01**2, 0.03**2
     ma, mb = blur(a), blur(b)
     va, vb, cov = blur(a * a) - ma * ma, blur(b * b) - mb * mb, blur(a * b) - ma * mb
     return ((2 * ma * mb + c1) * (2 * cov + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))).flatten(1).mean(1)
@@ -121,7 +122,7 @@ def evaluate(
         raise UsageError(f"--num-images {num_images}: at least 2")
     device = device or torch.device("cpu")
     columns: dict[str, GAN] = {"student": student} | ({"teacher": teacher} if teacher else {})
-    result: dict[str, Any] = {"protocol": {"num_images": num_images, "seed": seed, "device": str(device), "torch": torch.__version__}}
+    result: dict[str, Any] = {"protocol": {"num_images": num_images, "seed": seed, "device": device_name(device), "torch": torch.__version__}}
     reference: Tensor | None = None
     if extractor is not None:
         result["protocol"] |= {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256, "quantisation": "round to 8 bits"}

@@ -10,7 +10,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ import torch
 import yaml
 from torch import nn
 
-from gancompress.checkpoint import atomic_write, save_networks, write_json
+from gancompress import __version__
+from gancompress.checkpoint import atomic_write, load_state, save_networks, write_json
 from gancompress.config import Recipe, load_recipe, recipe_path
-from gancompress.cost import Cost, gan_cost, generator_cost
+from gancompress.cost import Cost, device_name, gan_cost, generator_cost
 from gancompress.data import Batches, Images, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError
 from gancompress.families import FAMILIES
@@ -155,7 +155,12 @@ def _student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) ->
     else:
         full = family.build_arch(None, {"nc": images_nc} if images_nc and "nc" not in recipe.student.arch else {})
     own = family.build_arch(full, recipe.student.arch) if recipe.student.arch else full
-    return family, full, family.scale(own, recipe.student.ch_mul)
+    return family, full, own if _exact_widths(recipe) else family.scale(own, recipe.student.ch_mul)
+
+
+def _exact_widths(recipe: Recipe) -> bool:
+    """Widths given by hand are meant as they stand; ch_mul then says nothing."""
+    return any(key.endswith(("width", "widths")) for key in recipe.student.arch)
 
 
 def _check_pair(teacher: GAN, student: GAN, loss: type[DistillationLoss]) -> None:
@@ -200,6 +205,11 @@ def make_plan(
             raise UsageError(f"--steps {steps}: at least 1")
         overrides.append(("schedule.kimg", steps * numbers.schedule.batch_size / 1000))
         numbers = load_recipe(recipe, overrides)
+    if _exact_widths(numbers):
+        if any(key == "student.ch_mul" and value != 1 for key, value in overrides) or target_params or target_macs or target_size:
+            raise UsageError("widths by hand (student.arch) and a share of the teacher's (--ch-mul, --target-...): give one of them")
+        overrides.append(("student.ch_mul", 1.0))
+        numbers = load_recipe(recipe, overrides)
     loss_type = LOSSES[numbers.loss]
     if teacher is None and "teacher_images" in loss_type.needs:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
@@ -234,7 +244,7 @@ def make_plan(
     resolved = numbers.model_dump(mode="json")
     identity = {
         "recipe": resolved,
-        "teacher": {"source": teacher, "sha256": source.sha256()} if source else None,
+        "teacher": {"source": teacher, "discriminator": discriminator, "options": reader_options or {}, "sha256": source.sha256()} if source else None,
         "data": {"source": data, "sha256": images.fingerprint} if images else None,
         "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
     }
@@ -301,7 +311,7 @@ def claim(plan: Plan) -> None:
     folder = plan.run_dir
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a directory", "choose another --out")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(p.suffix != ".tmp" for p in folder.iterdir()):
         old = _identity_of(folder)
         if old is None:
             raise UsageError(f"{folder} is not empty and holds no run", "choose another --out")
@@ -314,27 +324,12 @@ def claim(plan: Plan) -> None:
         "device": device_name(plan.device),
         "versions": versions(),
     }
+    write_json(folder / "run.json", facts)  # first: it makes the folder ours, should we be stopped here
     atomic_write(folder / "recipe.yaml", yaml.safe_dump(plan.identity["recipe"], sort_keys=False).encode())
-    write_json(folder / "run.json", facts)
 
 
 def versions() -> dict[str, str]:
-    return {"gancompress": version("gancompress"), "torch": torch.__version__, "python": platform.python_version()}
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words, as results are reported with it."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} ({device})"
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return {"gancompress": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def run_plan(plan: Plan, reporter: Reporter) -> Path:
@@ -369,8 +364,6 @@ def run_plan(plan: Plan, reporter: Reporter) -> Path:
         done = train(plan.student, plan.teacher, plan.loss, numbers, batches, plan.run_dir, reporter, device)
     except DivergedError:
         trainer = Trainer(plan.student, plan.loss, numbers)
-        from gancompress.checkpoint import load_state
-
         trainer.load_state(load_state(plan.run_dir / "state.pt"))
         kept = plan.run_dir / "student-last-good.safetensors"
         save_networks(kept, plan.student.family, plan.student.arch, {"generator": trainer.ema.net}, {**facts, "step": trainer.step})

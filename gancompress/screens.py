@@ -8,19 +8,21 @@ import shutil
 from typing import Any
 
 from gancompress.console import number, size, stdout, table
-from gancompress.planning import Plan, device_name, versions
+from gancompress.cost import device_name
+from gancompress.planning import Plan, versions
 
 
 def show_inspection(found: dict[str, Any]) -> None:
     """What ``inspect`` tells a person."""
-    arch = ", ".join(f"{k} {_plain(v)}" for k, v in found["arch"].items())
+    have = {c["part"] for c in found["contents"]}
+    absent = tuple(prefix for prefix, part in (("g_", "generator"), ("d_", "discriminator")) if part not in have)
+    arch = ", ".join(f"{k} {_plain(v)}" for k, v in found["arch"].items() if not k.startswith(absent))
     rows = [
         ["container", f"{found['container']}, {size(found['bytes'])}"],
         ["family", found["family"]],
         ["architecture", arch],
         ["holds", "; ".join(f"{c['part']}{' (EMA)' if c['ema'] else ''} at {c['where']}" for c in found["contents"])],
     ]
-    have = {c["part"] for c in found["contents"]}
     lacking = [f"no {p}" for p in ("generator", "discriminator") if p not in have]
     rows += [["", ", ".join(lacking)]] if lacking else []
     rows += [["also", other] for other in found["others"]]

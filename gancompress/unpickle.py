@@ -8,6 +8,8 @@ and puts a lifeless ``Inert`` object in place of every other one.
 from __future__ import annotations
 
 import collections
+import functools
+import importlib
 import io
 import json
 import pickle
@@ -117,9 +119,9 @@ def _load_from_bytes(data: bytes) -> Any:
     return _read_torch_stream(io.BytesIO(data), len(data), collections.Counter())
 
 
+@functools.cache
 def _allowed() -> dict[tuple[str, str], Any]:
-    from numpy.core import multiarray  # the old name works in both numpy 1 and 2
-
+    multiarray = importlib.import_module("numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray")  # numpy 2 and 1
     found: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
@@ -216,7 +218,9 @@ def _read_torch_stream(file: Any, size: int, names: collections.Counter[str]) ->
     content = _InertUnpickler(file, names, load_storage).load()
     for key in _InertUnpickler(file, names).load():
         storage = storages[key]
-        (numel,) = struct.unpack("<q", file.read(8))
+        if len(head := file.read(8)) < 8:
+            raise CheckpointError("it is truncated: a storage is missing")
+        (numel,) = struct.unpack("<q", head)
         data = file.read(storage.memory.nbytes())
         if numel * storage.dtype.itemsize != storage.memory.nbytes() or len(data) != storage.memory.nbytes():
             raise CheckpointError("it is truncated: a storage ends before its size")
@@ -313,6 +317,9 @@ def open_checkpoint(path: Path) -> Opened:
     try:
         if not size:
             raise CheckpointError("the file is empty", "download it again")
+        # before pickles: the length that a safetensors file begins with may look like the beginning of one
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+            return _open_safetensors(path)
         if head.startswith(b"PK\x03\x04"):
             return _open_zip(path)
         if head.startswith(_LEGACY_MAGIC):

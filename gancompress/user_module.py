@@ -80,7 +80,7 @@ def load_module(spec: str, options: Mapping[str, Any]) -> GAN:
             raise UsageError(f"{spec}: it returned {type(module).__name__}, expected a torch.nn.Module")
         nz = options.get("nz") or next((getattr(module, a) for a in ("nz", "z_dim", "latent_dim") if hasattr(module, a)), None)
         if nz is None:
-            raise UsageError(f"{spec}: its latent size is not known", "give the module an attribute nz, or --nz N")
+            raise UsageError(f"{spec}: its latent size is not known", "give the module an attribute nz, or --reader nz=N")
         classes = int(options.get("classes", getattr(module, "classes", 0)))
         return _probe(module.float().eval(), int(nz), classes, f"module:{spec}").freeze()
     except GanCompressError:
@@ -104,7 +104,7 @@ def _probe(module: nn.Module, nz: int, classes: int, source: str) -> GAN:
         except Exception as error:  # it may want the other shape
             first = first or error
             continue
-        if isinstance(images, Tensor) and images.ndim == 4 and images.shape[2] == images.shape[3]:
+        if isinstance(images, Tensor) and images.ndim == 4 and images.shape[2] == images.shape[3] > 1:
             return GAN(FAMILY, Arch(images.shape[2], nz, images.shape[1], classes), box, None, source)
     if first is not None:
         raise first

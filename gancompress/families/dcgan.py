@@ -71,6 +71,8 @@ class Layer(nn.Module):
 
 def _initialise(net: nn.Module) -> nn.Module:
     """N(0, 0.02) for convolutions, N(1, 0.02) for BatchNorm scales, as in Radford et al. §4."""
+    if next(net.parameters()).is_meta:  # nothing to fill, and drawing there costs seconds of imports
+        return net
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(module.weight, 0.0, 0.02)
@@ -171,7 +173,9 @@ def _chain(modules: dict[str, StateDict]) -> tuple[Part, list[str], list[str]]:
     # a ConvTranspose weight is (in, out, 4, 4), a Conv weight (out, in, 4, 4)
     forward = [a[1] == b[0] for a, b in pairwise(shapes)]
     backward = [a[0] == b[1] for a, b in pairwise(shapes)]
-    part: Part = "generator" if sum(forward) >= sum(backward) else "discriminator"
+    # two layers may fit both ways; what ends in one channel is then a discriminator, for no generator is one channel wide inside
+    tie = sum(forward) == sum(backward) and shapes[-1][0] == 1
+    part: Part = "generator" if sum(forward) >= sum(backward) and not tie else "discriminator"
     fits = forward if part == "generator" else backward
     if not all(fits):
         i = fits.index(False)
@@ -198,16 +202,24 @@ def _match_norms(modules: dict[str, StateDict], part: Part, convs: list[str], no
     """{index of convolution: prefix of its BatchNorm}, by order and size; raises Mismatch naming what does not fit."""
     axis = 1 if part == "generator" else 0
     widths = [modules[p]["weight"].shape[axis] for p in convs]
+    order = list(modules)
+    # where each follows a convolution of its own in the file, that one is meant; else (conv1, conv2, bn1, bn2) sizes decide
+    behind = [sum(order.index(c) < order.index(p) for c in convs) - 1 for p in norms]
+    ordered = len(set(behind)) == len(norms) and all(
+        0 <= i < len(convs) - 1 and "running_mean" in modules[p] and modules[p]["running_mean"].numel() == widths[i] for i, p in zip(behind, norms, strict=True)
+    )
     matched: dict[int, str] = {}
-    start = 0
-    for prefix in norms:
+    start = 1 if part == "discriminator" and len(norms) == len(convs) - 2 else 0
+    for number, prefix in enumerate(norms):
         module = modules[prefix]
         needed = ["running_mean", "running_var"] + (["weight", "bias"] if {"weight", "bias"} & set(module) else [])
+        if unknown := set(module) - {*needed, "num_batches_tracked"}:
+            raise Mismatch(f"unexpected key {prefix}.{min(unknown)} in a BatchNorm", 0.9)
         for leaf in needed:
             if leaf not in module:
                 raise Mismatch(f"{prefix}.{leaf} is missing: the BatchNorm {prefix} has {', '.join(module)}", 0.9)
         size = module["running_mean"].numel()
-        at = next((i for i in range(start, len(convs) - 1) if widths[i] == size), None)
+        at = behind[number] if ordered else next((i for i in range(start, len(convs) - 1) if widths[i] == size), None)
         if at is None:
             raise Mismatch(
                 f"{prefix}.running_mean has shape {tuple(module['running_mean'].shape)}: no convolution in front of it "
@@ -225,7 +237,8 @@ def _match_norms(modules: dict[str, StateDict], part: Part, convs: list[str], no
 def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     """Any DCGAN-shaped chain, whatever its keys are called: order, shapes and BatchNorms decide.
 
-    Options: ``classes`` (int): how many of the first layer's inputs are a one-hot label, which no file tells.
+    Options: ``classes`` (int): how many of the first layer's inputs are a one-hot label, which no file tells; ``nc`` (int): image
+    channels, where a discriminator's further inputs could be either.
 
     Raises:
         Mismatch: naming the first key that is missing or does not fit.
@@ -245,7 +258,7 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     if matched and missing:
         raise Mismatch(f"{convs[missing[0]]} has no BatchNorm of {widths[missing[0]]} channels behind it, while {len(matched)} other layers have one", 0.9)
     affine = ["weight" in modules[p] for p in matched.values()]
-    if any(affine) != all(affine):
+    if any(affine) and not all(affine):
         raise Mismatch("some BatchNorms have weights and some have none", 0.8)
     norm: Norm = "none" if not matched else "batch" if affine[0] else "batch-noaffine"
     biased = ["bias" in modules[p] for p in convs]
@@ -254,6 +267,10 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     out: StateDict = {}
     for i, prefix in enumerate(convs):
         module = modules[prefix]
+        if unknown := set(module) - {"weight", "bias"}:
+            raise Mismatch(f"unexpected key {prefix}.{min(unknown)} in a convolution", 0.8)
+        if "bias" in module and module["bias"].shape != (widths[i],):
+            raise Mismatch(f"{prefix}.bias has shape {tuple(module['bias'].shape)}, expected ({widths[i]},)", 0.9)
         out[f"layers.{i}.conv.weight"] = module["weight"]
         if any(biased):
             out[f"layers.{i}.conv.bias"] = module.get("bias", torch.zeros(widths[i]))
@@ -275,7 +292,8 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
             assumptions.append(f"all {shape[0]} inputs are noise (with one-hot classes among them: --classes N)")
     else:
         # 1, 3 or 4 image channels are usual; more mean a one-hot label spread over the image
-        labelled = classes if classes and shape[1] > classes else 0
+        nc = int(options.get("nc") or 0)
+        labelled = classes if (shape[1] == nc + classes if nc else shape[1] > classes and shape[1] not in (1, 3, 4)) else 0
         fields |= {"nc": shape[1] - labelled, "d_widths": widths[:-1], "d_bias": any(biased), "d_norm": norm}
         fields |= {"d_norm_first": 0 in matched, "d_classes": labelled}
         if labelled:

@@ -130,7 +130,7 @@ def _read(state: StateDict, keys: list[str], options: Mapping[str, Any]) -> Read
         raise UsageError(f"classes={classes}: {weights[0]} has only {n_in} inputs for the latent and the one-hot label")
     output = options.get("output") or "tanh"
     fields = {"resolution": side, "nc": nc, "nz": n_in - classes, "classes": classes, "g_widths": widths, "output": output}
-    said = (f"{nc} image channels of {side}x{side} (else --arch nc=N)", f"ReLU, {output} at the end (WassersteinGAN's MLP_G: --arch output=linear)")
+    said = (f"{nc} image channels of {side}x{side} (else --reader nc=N)", f"ReLU, {output} at the end (WassersteinGAN's MLP_G: --reader output=linear)")
     return Reading("generator", fields, out, said)
 
 

@@ -1,0 +1,36 @@
+"""What we claim of CUDA; run by ``pytest -m gpu`` where there is a device."""
+
+import pytest
+import torch
+
+import gancompress
+from gancompress.config import recipe_names
+from gancompress.loading import load_gan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_trains_on_cuda_and_its_student_loads_on_the_cpu(recipe, tiny_teacher, tiny_data, tmp_path):
+    path = gancompress.distill(str(tiny_teacher), recipe, data=str(tiny_data), out=tmp_path / "run", steps=5, device="cuda")
+    student = load_gan(str(path))
+    assert torch.isfinite(student.generator(student.sample(4, torch.Generator().manual_seed(0))[0])).all()
+
+
+def test_a_generator_gives_the_same_images_on_cuda_and_on_the_cpu():
+    gan = load_gan("sample:dcgan-mnist")
+    z = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
+    expected = gan.generator(z)
+    torch.backends.cudnn.allow_tf32 = False
+    assert torch.allclose(gan.to("cuda").generator(z.cuda()).cpu(), expected, atol=1e-4)
+
+
+def test_latents_and_data_do_not_depend_on_the_device(tiny_teacher, tiny_data, tmp_path):
+    runs = {}
+    for device in ("cpu", "cuda"):
+        path = gancompress.distill(str(tiny_teacher), "mse", overrides=[("optim.g_lr", 1e-12)], out=tmp_path / device, steps=3, device=device)
+        runs[device] = (path.parent / "log.jsonl").read_text().splitlines()[0].split('"mse": ')[1].split(",")[0]
+    assert float(runs["cpu"]) == pytest.approx(float(runs["cuda"]), rel=1e-3)
