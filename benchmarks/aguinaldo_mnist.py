@@ -82,7 +82,7 @@ def main() -> None:
                 width = [("student.arch.width", d), ("student.init", "random"), ("schedule.kimg", args.kimg), ("schedule.teacher_pool", 16384)]
                 path = run(f"d{d}-{recipe}", recipe, source, [*width])
             measure(path, d=d, recipe=recipe)
-    settings = {k: v for k, v in vars(args).items() if k not in ("data", "out")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("data", "out", "device")}
     finish("aguinaldo_mnist", {**settings, "seed": 0, "score": extractor.score, "rows": rows})
 
 

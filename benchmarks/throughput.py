@@ -87,7 +87,7 @@ def main() -> None:
             rates[name].append(args.steps * args.batch_size / (time.perf_counter() - start))
     found = {name: round(median(values), 1) for name, values in rates.items()}
     ratios = {name: round(median(a / b for a, b in zip(rates[name], rates["plain"], strict=True)), 3) for name in ("live", "reused")}
-    settings = {k: v for k, v in vars(args).items() if k != "teacher"}
+    settings = {k: v for k, v in vars(args).items() if k not in ("teacher", "device")}
     finish("throughput", {**settings, "teacher": Path(args.teacher).name, "images_per_s": found, "ratio_to_plain": ratios})
 
 
