@@ -122,6 +122,8 @@ def evaluate(
         raise UsageError(f"--num-images {num_images}: at least 2")
     device = device or torch.device("cpu")
     columns: dict[str, GAN] = {"student": student} | ({"teacher": teacher} if teacher else {})
+    for gan in columns.values():
+        gan.to(device)
     result: dict[str, Any] = {"protocol": {"num_images": num_images, "seed": seed, "device": device_name(device), "torch": torch.__version__}}
     reference: Tensor | None = None
     if extractor is not None:
@@ -136,7 +138,6 @@ def evaluate(
             reference = features_of(generated(teacher, num_images, seed + 1, device), extractor)[0]
             result["protocol"] |= {"reference": "the teacher's samples", "reference_sha256": teacher.sha256(), "reference_images": len(reference)}
     for name, gan in columns.items():
-        gan.to(device)
         cost = gan_cost(gan)
         column: dict[str, Any] = {
             "family": gan.family.name,

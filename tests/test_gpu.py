@@ -5,6 +5,7 @@ import torch
 
 import gancompress
 from gancompress.config import recipe_names
+from gancompress.extractors import Digits
 from gancompress.loading import load_gan
 
 pytestmark = [
@@ -34,3 +35,9 @@ def test_latents_and_data_do_not_depend_on_the_device(tiny_teacher, tiny_data, t
         path = gancompress.distill(str(tiny_teacher), "mse", overrides=[("optim.g_lr", 1e-12)], out=tmp_path / device, steps=3, device=device)
         runs[device] = (path.parent / "log.jsonl").read_text().splitlines()[0].split('"mse": ')[1].split(",")[0]
     assert float(runs["cpu"]) == pytest.approx(float(runs["cuda"]), rel=1e-3)
+
+
+def test_evaluation_runs_on_cuda():
+    gan, device = load_gan("sample:dcgan-mnist"), torch.device("cuda")
+    found = gancompress.evaluate(gan, load_gan("sample:dcgan-mnist"), num_images=100, extractor=Digits(device), device=device)
+    assert found["paired"]["mse"] == pytest.approx(0, abs=1e-9)
