@@ -153,6 +153,7 @@ def teacher_of(source: str) -> tuple[str, dict[str, Any]] | None:
         teacher = json.loads(record.read_text())["identity"]["teacher"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not teacher or not (":" in teacher["source"] or Path(teacher["source"]).exists()):
+    # a run folder may be somebody else's: code that it names is not run
+    if not teacher or not (teacher["source"].startswith("sample:") or Path(teacher["source"]).exists()):
         return None
     return teacher["source"], teacher["options"]

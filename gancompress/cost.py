@@ -67,7 +67,11 @@ def gan_cost(gan: GAN) -> Cost:
     """Cost of a built generator, on its own device."""
     device = next(gan.generator.parameters()).device
     inputs, condition = gan.sample(1, torch.Generator().manual_seed(0))
-    return network_cost(gan.generator, (inputs.to(device), None if condition is None else condition.to(device)))
+    training = gan.generator.training
+    gan.generator.eval()  # in training mode a forward pass would move the statistics of BatchNorm
+    found = network_cost(gan.generator, (inputs.to(device), None if condition is None else condition.to(device)))
+    gan.generator.train(training)
+    return found
 
 
 @torch.no_grad()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gancompress.checkpoint import FORMAT_VERSION, save_networks, write_json
+from gancompress.checkpoint import FORMAT_VERSION, save_networks, write_failure, write_json
 from gancompress.data import EVALUATION, draw, rng
 from gancompress.errors import CheckpointError, ParityError, UsageError
 from gancompress.gan import GAN
@@ -40,8 +41,12 @@ def export(source: str, out: str | Path, dtype: str = "float32", reader_options:
     ours = {"model.safetensors", "config.json"}
     if folder.exists() and (not folder.is_dir() or any(p.name not in ours for p in folder.iterdir())):
         raise UsageError(f"{folder} is not an empty directory", "choose another --out")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    folder = folder.resolve()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))  # a name nobody has
+    except OSError as error:
+        raise write_failure(folder, 0, error) from None
     try:
         save_networks(partial / "model.safetensors", gan.family, gan.arch, {"generator": gan.generator}, {}, DTYPES[dtype])
         family, arch, expected = gan.family.name, gan.arch, fixed_images(gan)

@@ -165,3 +165,11 @@ def test_targets_are_read_with_their_multipliers(text, unit, value):
 def test_a_target_that_is_no_number_is_refused(text):
     with pytest.raises(UsageError, match="expected a number"):
         parse_target(text, "B")
+
+
+def test_a_planned_student_at_full_width_with_slice_still_is_the_teacher(tmp_path):
+    from gancompress.planning import make_plan
+
+    plan = make_plan("sample:dcgan-mnist", "mse", overrides=[("student.ch_mul", 1.0), ("student.init", "slice")], out=tmp_path / "run", device="cpu")
+    z = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(plan.student.generator.eval()(z), plan.teacher.generator(z), atol=1e-5)
