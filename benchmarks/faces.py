@@ -2,7 +2,7 @@
 
     python benchmarks/faces.py dcgan_faces64.tar mobilenet_v2_imagenet.pth OUT [--kimg 12] [--seeds 3] [--num-images 1000]
 
-For ch_mul 0.25 every start and seed, for 0.5 one seed. Reports the paired MSE on 1,000 fresh latents and, for the first seed, the Frechet
+For ch_mul 0.25 every start and seed, for 0.5 every start with one seed. Reports the paired MSE on 1,000 fresh latents and, for the first seed, the Frechet
 distance (MobileNetV2 features, not FID) to the teacher's own samples, with the teacher's distance to itself as the floor.
 A second call goes on where the first stopped. The last line printed is one JSON object.
 """
@@ -39,7 +39,7 @@ def main() -> None:
     reference = features_of(generated(teacher, args.num_images, 1, cpu), extractor)[0]
     floor = frechet_distance(features_of(generated(teacher, args.num_images, 0, cpu), extractor)[0], reference)
     rows = []
-    plan = [(0.25, init, seed) for seed in range(args.seeds) for init in STARTS] + [(0.5, "top-magnitude", 0)]
+    plan = [(0.25, init, seed) for seed in range(args.seeds) for init in STARTS] + [(0.5, init, 0) for init in STARTS]
     for ch_mul, init, seed in plan:
         overrides = [("student.ch_mul", ch_mul), ("student.init", init), ("schedule.kimg", args.kimg), ("seed", seed)]
         path = gancompress.distill(args.teacher, "mse", overrides=overrides, out=args.out / f"x{ch_mul}-{init}-{seed}", device="cpu", reporter=Notes())

@@ -32,9 +32,9 @@ class Student(_Model):
 class Optim(_Model):
     """Adam for the student and for the critics; ``decay`` of both rates over the run."""
 
-    g_lr: Annotated[float, Field(gt=0)]
+    g_lr: Annotated[float, Field(gt=0, le=1)]
     g_betas: tuple[Beta, Beta]
-    d_lr: Annotated[float, Field(gt=0)] = 2e-4
+    d_lr: Annotated[float, Field(gt=0, le=1)] = 2e-4
     d_betas: tuple[Beta, Beta] = (0.5, 0.999)
     decay: Literal["constant", "cosine"] = "constant"
 

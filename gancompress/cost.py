@@ -65,7 +65,7 @@ def network_cost(net: nn.Module, inputs: tuple[Any, ...]) -> Cost:
 
 def gan_cost(gan: GAN) -> Cost:
     """Cost of a built generator, on its own device."""
-    device = next(gan.generator.parameters()).device
+    device = next((p.device for p in gan.generator.parameters()), torch.device("cpu"))
     inputs, condition = gan.sample(1, torch.Generator().manual_seed(0))
     training = gan.generator.training
     gan.generator.eval()  # in training mode a forward pass would move the statistics of BatchNorm

@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from gancompress.gan import GAN, Batch
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CACHE_BYTES = 4 << 30
 #: random streams: what is drawn with the same seed and step must not be the same numbers
-LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION = range(7)
+LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT = range(8)
 
 
 def seed_for(*parts: int) -> int:
-    """A 63-bit seed from whole numbers, different for different numbers (zeros at the end do not count)."""
-    high, low = np.random.SeedSequence(parts).generate_state(2, np.uint32)
+    """A 63-bit seed from whole numbers, different for different numbers."""
+    # numpy takes (1, 0) for (1,): their number tells them apart
+    high, low = np.random.SeedSequence((len(parts), *parts)).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 
 
@@ -42,8 +44,13 @@ def positions(start: int, count: int, n: int, *seed: int) -> Tensor:
     out = torch.empty(count, dtype=torch.long)
     for epoch in (places // n).unique().tolist():
         here = places // n == epoch
-        out[here] = torch.randperm(n, generator=rng(*seed, epoch))[places[here] % n]
+        out[here] = _shuffled(n, *seed, epoch)[places[here] % n]
     return out
+
+
+@lru_cache(maxsize=4)  # an epoch is asked for once a batch
+def _shuffled(n: int, *seed: int) -> Tensor:
+    return torch.randperm(n, generator=rng(*seed))
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -119,6 +119,17 @@ class Trainer:
         self.sums = {k: v.to(self.first_bad.device) for k, v in state["sums"].items()}
         self.first_bad.fill_(-1)
 
+    def bad_step(self, check_weights: bool) -> int | None:
+        """The first step whose loss, or the last one after which a weight, was not finite; None where all is well.
+
+        Weights are looked at before they are saved: a finite loss may have had a gradient that was not.
+        """
+        if (bad := int(self.first_bad)) >= 0:
+            return bad
+        saved = [self.student, self.ema.net, self.loss.critics] if check_weights else []
+        tensors = [t for net in saved for t in net.state_dict().values() if t.is_floating_point()]
+        return None if all(bool(torch.isfinite(t).all()) for t in tensors) else self.step - 1
+
     def train_step(self, batches: Batches) -> None:
         """Critic steps, then one student step; the last critic step and the student's share their fake images."""
         schedule, optim = self.recipe.schedule, self.recipe.optim
@@ -226,11 +237,12 @@ def train(
             step = trainer.step
             stopped = stop.signal  # looked at once: what comes later in this step waits for the next
             logs, saves, ends = step % log_every == 0, step % save_every == 0, step == steps or bool(stopped)
-            if step == first_step + FIRST_LOOK:
+            if step == first_step + FIRST_LOOK and not (logs or ends):
+                int(trainer.first_bad)  # waits for the device, so that the clock is right
                 reporter.progress(step, {}, FIRST_LOOK * n / max(time.monotonic() - clock, 1e-9))
             if not (logs or saves or ends or step % picture_every == 0):
                 continue
-            if (bad := int(trainer.first_bad)) >= 0:
+            if (bad := trainer.bad_step(check_weights=saves or ends)) is not None:
                 _roll_back(trainer, state_path, bad, log, reporter)
                 clock, clock_step = time.monotonic(), trainer.step
                 continue
@@ -267,11 +279,11 @@ def _roll_back(trainer: Trainer, state_path: Path, bad: int, log: Log, reporter:
     trainer.load_state(load_state(state_path))
     if retried:
         raise DivergedError(
-            f"a loss was not finite again at step {bad + 1:,}; the last good state is of step {trainer.step:,}",
+            f"a loss or a weight was not finite again at step {bad + 1:,}; the last good state is of step {trainer.step:,}",
             "lower optim.g_lr or optim.d_lr, and start in a new --out",
         )
     trainer.attempt = 1
     save_state(state_path, trainer.state())
     log.rewind(trainer.step)
     log.write(step=trainer.step, event="rolled back", non_finite_at_step=bad + 1)
-    reporter.note(f"a loss was not finite at step {bad + 1:,}: going back to step {trainer.step:,}, with other random numbers from there")
+    reporter.note(f"a loss or a weight was not finite at step {bad + 1:,}: going back to step {trainer.step:,}, with other random numbers from there")

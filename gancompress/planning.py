@@ -21,7 +21,7 @@ from gancompress import __version__
 from gancompress.checkpoint import atomic_write, load_state, save_networks, write_json
 from gancompress.config import Recipe, load_recipe, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost, generator_cost
-from gancompress.data import Batches, Images, seed_for
+from gancompress.data import INIT, Batches, Images, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN, Family
@@ -114,7 +114,7 @@ def ch_mul_for(family: Family, arch: Any, cost: Callable[[Cost], float], limit: 
     return low / 1000
 
 
-def _target(family: Family, arch: Any, params: str | None, macs: str | None, size: str | None) -> tuple[float, str] | None:
+def _target(teacher: GAN | None, family: Family, arch: Any, params: str | None, macs: str | None, size: str | None) -> tuple[float, str] | None:
     """(ch_mul, sentence for the plan) of the one target given, or None."""
     given = [(n, v) for n, v in (("--target-params", params), ("--target-macs", macs), ("--target-size", size)) if v is not None]
     if not given:
@@ -127,11 +127,11 @@ def _target(family: Family, arch: Any, params: str | None, macs: str | None, siz
         "--target-macs": lambda c: c.macs_in,
         "--target-size": lambda c: c.bytes,
     }
-    if name == "--target-macs" and re.fullmatch(r"[\d.]+\s*[x×]", text.strip()):
-        times = float(text.strip()[:-1])
+    if name == "--target-macs" and text.strip()[-1:] in ("x", "×"):
+        times = parse_target(text.strip()[:-1], "")
         if times < 1:
             raise UsageError(f"{name} {text}: a student has fewer multiply-adds than its teacher; 4x means a quarter")
-        limit = generator_cost(family, arch).macs_in / times
+        limit = (gan_cost(teacher) if teacher else generator_cost(family, arch)).macs_in / times
     else:
         limit = parse_target(text, "B" if name == "--target-size" else "(?:MACs)?")
     ch_mul = ch_mul_for(family, arch, costs[name], limit, f"{name} {text}")
@@ -139,7 +139,7 @@ def _target(family: Family, arch: Any, params: str | None, macs: str | None, siz
 
 
 def _student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) -> tuple[Family, Any, Any]:
-    """(family, arch at full width, arch at ch_mul) of the student."""
+    """(family, arch at full width, arch at ch_mul) of the student, each with the fields set by hand."""
     name = recipe.student.family or (teacher.family.name if teacher else None)
     if name is None:
         raise UsageError("no teacher and no architecture", "name the student's: --arch dcgan student.arch.width=64")
@@ -155,7 +155,7 @@ def _student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) ->
     else:
         full = family.build_arch(None, {"nc": images_nc} if images_nc and "nc" not in recipe.student.arch else {})
     own = family.build_arch(full, recipe.student.arch) if recipe.student.arch else full
-    return family, full, own if _exact_widths(recipe) else family.scale(own, recipe.student.ch_mul)
+    return family, own, own if _exact_widths(recipe) else family.scale(own, recipe.student.ch_mul)
 
 
 def _exact_widths(recipe: Recipe) -> bool:
@@ -219,7 +219,7 @@ def make_plan(
     notes: list[str] = []
     nc = _grey_or_rgb(data) if data and source is None else None
     family, full, arch = _student_arch(numbers, source, nc)
-    if chosen := _target(family, full, target_params, target_macs, target_size):
+    if chosen := _target(source, family, full, target_params, target_macs, target_size):
         overrides.append(("student.ch_mul", chosen[0]))
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
@@ -229,12 +229,14 @@ def make_plan(
         notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
     if arch.classes and images is not None and images.labels is None and getattr(arch, "d_classes", 0):
         raise MissingError(f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels")
-    torch.manual_seed(seed_for(numbers.seed))
+    if arch.classes and images is not None and images.labels is not None and int(images.labels.max()) >= arch.classes:
+        raise UsageError(f"{data}: a label {int(images.labels.max())}, while this network has classes 0 ... {arch.classes - 1}")
+    torch.manual_seed(seed_for(numbers.seed, INIT, 0))
     student = GAN(family, arch, family.generator(arch))
     if source:
         _check_pair(source, student, loss_type)
     notes += _initialise(numbers, source, student)
-    torch.manual_seed(seed_for(numbers.seed, 1))
+    torch.manual_seed(seed_for(numbers.seed, INIT, 1))
     weights = loss_type.Weights.model_validate(numbers.weights)
     loss = loss_type(source, student, weights)  # type: ignore[call-arg]
     notes += loss.notes
@@ -370,7 +372,7 @@ def run_plan(plan: Plan, reporter: Reporter) -> Path:
         reporter.note(f"the last good student is kept: {kept}")
         raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+        if type(error) is RuntimeError and not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
             raise
         size = numbers.schedule.batch_size
         raise GanCompressError(f"out of memory with --batch-size {size} on {device}", f"try --batch-size {max(1, size // 2)} in a new --out") from None

@@ -307,7 +307,9 @@ def test_a_teacher_of_ones_own_architecture_is_distilled(elsewhere):
     call("distill", "--teacher-module", "mine.py:build", "--student", "dcgan", "student.arch.width=4", "--out", "run", *SHORT)
     gan = load_gan("run")
     assert (gan.family.name, gan.arch.nz, gan.arch.nc, gan.arch.resolution, gan.arch.g_widths) == ("dcgan", 4, 3, 8, (4,))
-    found = json.loads(call("eval", "run", "--num-images", "8", "--feature-extractor", "digits", "--json", "--device", "cpu").stdout)
+    again = ["eval", "run", "--num-images", "8", "--feature-extractor", "digits", "--json", "--device", "cpu"]
+    assert json.loads(call(*again).stdout)["against"] is None, "code that a run folder names is not run"
+    found = json.loads(call(*again, "--against", "module:mine.py:build").stdout)
     assert found["against"] == "module:mine.py:build"
     assert found["paired"]["mse"] > 0
 

@@ -123,7 +123,7 @@ def test_gradient_penalty_trains_the_critic():
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 def test_joint_weighs_the_game_by_alpha_and_the_error_by_the_rest(game, alpha):
     teacher = gan_of(Scale(1.0), LinearCritic(2.0, 1.0))
-    loss = Joint(teacher, gan_of(Scale(1.0)), JointWeights(alpha=alpha, game=game))
+    loss = Joint(teacher, gan_of(Scale(1.0)), JointWeights(alpha=alpha, game=game, clip=1))
     terms = loss.generator_loss(batch_of(torch.zeros(2, 2), teacher=images([0.0, 0.0], [0.0, 0.0])), FAKE)
     adv = (softplus(0) + softplus(-3)) / 2 if game == "nonsaturating" else -1.5
     assert terms.keys() == {"adv", "mse"}
@@ -174,10 +174,16 @@ def test_the_joint_critic_starts_as_a_copy_of_the_teachers_discriminator():
 @pytest.mark.parametrize(("clip", "expected"), [(0.5, [0.5, -0.5, 0.25]), (0.0, [3.0, -4.0, 0.25])])
 @pytest.mark.parametrize("make", [Joint, Scratch])
 def test_clipping_puts_every_weight_of_the_critic_into_its_interval(make, clip, expected):
-    loss = make(None, gan_of(Scale(1.0)), make.Weights(game="wasserstein", clip=clip))
+    loss = make(None, gan_of(Scale(1.0)), make.Weights(game="wasserstein", clip=clip, gradient_penalty=10))
     loss.critics["student"].w.data = torch.tensor([3.0, -4.0, 0.25])
     loss.after_discriminator_step()
     assert loss.critics["student"].w.tolist() == expected
+
+
+@pytest.mark.parametrize("make", [Joint, Scratch])
+def test_a_wasserstein_critic_without_a_constraint_is_refused(make):
+    with pytest.raises(ValueError, match="needs a constraint"):
+        make.Weights(game="wasserstein")
 
 
 def test_the_loop_clips_after_each_critic_step(tiny_data):

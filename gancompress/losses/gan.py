@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -49,6 +49,12 @@ class AdversarialWeights(Weights):
     gradient_penalty: float = Field(0.0, ge=0)
     clip: float = Field(0.0, ge=0)
 
+    @model_validator(mode="after")
+    def _lipschitz(self) -> AdversarialWeights:
+        if self.game == "wasserstein" and not (self.gradient_penalty or self.clip):
+            raise ValueError("a Wasserstein critic needs a constraint: gradient_penalty=10 or clip=0.01")
+        return self
+
 
 class Adversary(nn.Module):
     """A critic and the game it plays against the student.
@@ -63,13 +69,13 @@ class Adversary(nn.Module):
         self.weights = weights
         self.game = GAMES[weights.game]
         if teacher is not None and teacher.discriminator is not None:
-            self.critic = copy.deepcopy(teacher.discriminator).requires_grad_(True)
+            self.critic, self.family = copy.deepcopy(teacher.discriminator).requires_grad_(True), teacher.family
             self.origin = "starts from the teacher's discriminator and is updated"
         else:
             # a teacher that is a black box has no shapes to copy
             owner = teacher if teacher is not None and teacher.family.name != "module" else student
             arch = owner.family.batch_free(owner.arch) if weights.gradient_penalty else owner.arch
-            self.critic = owner.family.discriminator(arch)
+            self.critic, self.family = owner.family.discriminator(arch), owner.family
             self.origin = f"starts fresh, with the {'student' if owner is student else 'teacher'}'s shapes"
         self.train()
 
