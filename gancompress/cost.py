@@ -53,7 +53,7 @@ def generator_cost(family: Family, arch: Any) -> Cost:
     with torch.device("meta"):
         net = family.generator(arch).eval()
     inputs, condition = family.sample(arch, 1, torch.Generator().manual_seed(0))
-    return network_cost(net, (inputs.to("meta"), None if condition is None else torch.zeros_like(condition)))
+    return network_cost(net, (inputs.to("meta"), None if condition is None else condition.to("meta")))
 
 
 def network_cost(net: nn.Module, inputs: tuple[Any, ...]) -> Cost:

@@ -19,7 +19,10 @@ from gancompress.errors import UsageError
 
 Part = Literal["generator", "discriminator"]
 StateDict = dict[str, Tensor]
-Axes = dict[str, tuple[str | None, ...]]
+#: what an axis of a tensor holds: None: what is never sliced; "g": the channels of group g, one each; else segments in their
+#: order, (group, positions per channel) or (None, length), such as (("g", 16),) or (("a", 1), ("b", 1)) or (("g", 1), (None, 3))
+Axis = str | tuple[tuple[str | None, int], ...] | None
+Axes = dict[str, tuple[Axis, ...]]
 
 
 class Mismatch(Exception):
@@ -56,7 +59,8 @@ class Family:
     Arch: type[Any]
     generator: Callable[[Any], nn.Module]
     discriminator: Callable[[Any], nn.Module]
-    #: foreign state dict, reader options -> Reading; raises Mismatch
+    #: foreign state dict, reader options -> Reading; raises Mismatch. ``options["config"]``, where it is there, holds settings found
+    #: beside the weights (config.json, pickled arguments, single tensors): hints that may hold anything
     read: Callable[[StateDict, Mapping[str, Any]], Reading]
     #: (arch, n, rng) -> (inputs, condition), both on the CPU
     sample: Callable[[Any, int, torch.Generator], tuple[Tensor, Tensor | None]]
@@ -68,13 +72,18 @@ class Family:
     axes: Callable[[Any, Part], Axes]
     #: arch -> arch whose discriminator is a function of one image alone (no batch statistics), for gradient penalties
     batch_free: Callable[[Any], Any]
+    #: options of ``read``: what no file tells, such as classes
+    options: frozenset[str] = frozenset()
+    #: fields of Arch that change no tensor, such as a truncation: they may be given for any source
+    settings: frozenset[str] = frozenset()
 
 
 @dataclass
 class GAN:
     """A generator and, where there is one, its discriminator. Teacher and student are both this.
 
-    ``generator(inputs, condition) -> images (N, C, H, W) in [-1, 1]``; ``discriminator(images, condition) -> logits (N,)``.
+    ``generator(inputs, condition) -> images (N, C, H, W) in [-1, 1]``; ``discriminator(images, condition) -> logits (N,)``
+    ((N, patches) where it judges patches, as those of image translators do).
     """
 
     family: Family
@@ -175,6 +184,11 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
     if kind is int and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return int(text)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(text)
         except ValueError:
             pass
     if typing.get_origin(kind) is tuple:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from gancompress.gan import StateDict
 
 
 def with_labels(z: Tensor, condition: Tensor | None, classes: int, nz: int) -> Tensor:
@@ -41,3 +44,93 @@ def scale_width(width: int, ch_mul: float) -> int:
     scaled = width * ch_mul
     step = 8 if scaled >= 64 else 4 if scaled >= 16 else 1
     return max(1, step * round(scaled / step))
+
+
+# --------------------------------------------------------------------------------------------------------------- spectral norm
+
+
+class SpectralNorm(nn.Module):
+    """W -> W / (u . W v), W flattened to (out, rest); u and v follow its largest singular value by one power step for each
+    forward pass in training (Miyato et al. 2018, arXiv:1802.05957, Alg. 1).
+
+    torch's own draws its vectors on creation, which on the meta device costs seconds of imports.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        rows, columns = weight.shape[0], weight[0].numel()
+        self.register_buffer("u", torch.empty(rows, device=weight.device))
+        self.register_buffer("v", torch.empty(columns, device=weight.device))
+        self.u: Tensor
+        self.v: Tensor
+        if not weight.is_meta:
+            self.u.normal_()
+            for _ in range(15):
+                self.step(weight.detach())
+
+    @torch.no_grad()
+    def step(self, weight: Tensor) -> None:
+        matrix = weight.flatten(1)
+        self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=self.eps))
+        self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.eps))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training:
+            self.step(weight)
+        # copies: the next power step must not change what the backward pass needs
+        return weight / torch.dot(self.u.clone(), weight.flatten(1) @ self.v.clone())
+
+
+def spectral_norm(module: nn.Module, eps: float = 1e-12) -> nn.Module:
+    """``module`` with its ``weight`` divided by its spectral norm. Keys: ``parametrizations.weight.{original,0.u,0.v}``."""
+    assert isinstance(module.weight, Tensor)
+    parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight, eps), unsafe=True)
+    return module
+
+
+def read_spectral(state: StateDict, eps: float = 1e-12) -> StateDict:
+    """A foreign state dict with every spelling of spectral norm turned into ours; all else as it was.
+
+    What is read, and the norm each takes in evaluation: torch's hook (``weight_orig, weight_u, weight_v``) and parametrization
+    (``parametrizations.weight.original, .0._u, .0._v``): u . W v as stored. The hook of torch 0.4 (``weight_orig, weight, weight_u``):
+    ``weight`` is divided already. BigGAN (``weight, u0, sv0``), mimicry (``weight, sn_u, sn_sigma``) and the SAGAN wrapper
+    (``module.weight_bar, .weight_u, .weight_v``): one more power step from u.
+    """
+    out = dict(state)
+
+    def put(prefix: str, weight: Tensor, u: Tensor, v: Tensor) -> None:
+        out[f"{prefix}parametrizations.weight.original"] = weight
+        out[f"{prefix}parametrizations.weight.0.u"], out[f"{prefix}parametrizations.weight.0.v"] = u, v
+
+    def stepped(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        matrix = weight.flatten(1).float()
+        v = F.normalize(u.flatten().float() @ matrix, dim=0, eps=eps)
+        return F.normalize(matrix @ v, dim=0, eps=eps), v
+
+    for key in state:
+        prefix, _, leaf = key.rpartition(".")
+        prefix += "." if prefix else ""
+
+        def take(*names: str, at: str = prefix) -> list[Tensor] | None:
+            return [out.pop(at + n) for n in names] if all(at + n in out for n in names) else None
+
+        if leaf == "weight_orig":
+            if found := take("weight_orig", "weight_u", "weight_v"):
+                put(prefix, *found)
+            elif found := take("weight_orig", "weight", "weight_u"):
+                u, v = stepped(found[1], found[2])
+                put(prefix, found[1], u / torch.dot(u, found[1].flatten(1).float() @ v), v)  # u . W v = 1: divided already
+        elif leaf in ("u0", "sn_u") and (found := take("weight", leaf)):
+            put(prefix, found[0], *stepped(*found))
+            for log_only in ("sv0", "sn_sigma"):
+                out.pop(prefix + log_only, None)
+        elif leaf == "weight_bar" and (found := take("weight_bar", "weight_u")):
+            out.pop(prefix + "weight_v", None)
+            outer = prefix.removesuffix("module.")
+            put(outer, found[0], *stepped(*found))
+            if (bias := take("bias")) and outer != prefix:
+                out[outer + "bias"] = bias[0]
+        elif leaf == "original" and (found := take("original", "0._u", "0._v")):
+            put(prefix.removesuffix("parametrizations.weight."), *found)
+    return out

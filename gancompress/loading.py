@@ -17,18 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gancompress.checkpoint import METADATA_KEY
+from gancompress.contents import Content, contents, is_ema, plain, split, strip
 from gancompress.errors import CheckpointError, MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN, Family, Mismatch, Part, Reading, StateDict
 from gancompress.layers import natural_key
-from gancompress.unpickle import Inert, Opened, open_checkpoint
+from gancompress.unpickle import Opened, open_checkpoint
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
-EMA_NAMES = {"g_ema", "ema", "avgg", "netg_ema", "params_ema", "generator_ema", "ema_generator"}
-G_NAMES = {"g", "netg", "generator", "gen", "netg_state_dict", "g_state_dict", "generator_state_dict", *EMA_NAMES}
-D_NAMES = {"d", "netd", "discriminator", "disc", "critic", "netd_state_dict", "d_state_dict", "discriminator_state_dict"}
-READER_OPTIONS = {"classes", "nc", "output"}
-METADATA_KEY = "gancompress"
 SHARED_FIELDS = {"resolution", "nc", "classes"}
 
 
@@ -67,66 +64,7 @@ class Found:
         return [a for n in (self.network("generator"), self.network("discriminator")) if n for a in n.reading.assumptions]
 
 
-# ------------------------------------------------------------------------------------------------- state dicts inside a container
-
-
-def _module_state(module: Inert) -> StateDict:
-    """The state dict of a pickled nn.Module whose class we did not import, in its order."""
-    out: StateDict = {}
-    pending = [("", 0, module)]
-    for _ in range(20_000):  # more than any network has: modules that hold one another would never end
-        if not pending:
-            break
-        prefix, depth, current = pending.pop()
-        attributes = vars(current)
-        tensors = [v if isinstance(v := attributes.get(name), dict) else {} for name in ("_parameters", "_buffers")]
-        skip = v if isinstance(v := attributes.get("_non_persistent_buffers_set"), set) else ()
-        for name, value in [*tensors[0].items(), *tensors[1].items()]:
-            if isinstance(value, Tensor) and name not in skip:
-                out[prefix + str(name)] = value
-        children = attributes.get("_modules")
-        if isinstance(children, dict) and depth < 60:
-            pending += [(f"{prefix}{name}.", depth + 1, child) for name, child in reversed(children.items()) if isinstance(child, Inert)]
-    return out
-
-
-def _state_dicts(content: Any, name: str = "", depth: int = 0) -> tuple[dict[str, StateDict], list[str]]:
-    """({place: state dict}, [place of anything else worth naming]) of an opened file."""
-    if isinstance(content, Inert):
-        state = _module_state(content)
-        return ({name: state}, []) if state else ({}, [])
-    if not isinstance(content, dict) or depth > 3:
-        return {}, []
-    if "param_groups" in content and "state" in content:
-        return {}, [f"{name or 'the file'}: an optimizer's state"]
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    if any(t.ndim >= 2 for t in tensors.values()) and 2 * len(tensors) > len(content):
-        return {name: tensors}, []
-    states: dict[str, StateDict] = {}
-    others: list[str] = []
-    for key, value in content.items():
-        inner = _state_dicts(value, f"{name}.{key}" if name else str(key), depth + 1)
-        states |= inner[0]
-        others += inner[1]
-    return states, others
-
-
-def _strip(state: StateDict) -> StateDict:
-    """Without the prefixes of wrappers (DataParallel, torch.compile)."""
-    for prefix in ("module.", "_orig_mod."):
-        if state and all(k.startswith(prefix) for k in state):
-            return _strip({k.removeprefix(prefix): v for k, v in state.items()})
-    return state
-
-
-def _split(state: StateDict) -> dict[str, StateDict]:
-    """A flat dict of several networks (``netG.main.0.weight``, ``netD.main.0.weight``) by its first names."""
-    groups: dict[str, StateDict] = {}
-    for key, tensor in state.items():
-        head, _, rest = key.partition(".")
-        groups.setdefault(head, {})[rest] = tensor
-    named = {head: group for head, group in groups.items() if head.lower() in G_NAMES | D_NAMES}
-    return named if len(named) > 1 or (named and len(named) < len(groups)) else {}
+# ------------------------------------------------------------------------------------------------------------- networks of a file
 
 
 def _read_state(state: StateDict, family: str | None, options: Mapping[str, Any]) -> tuple[Family, Reading]:
@@ -143,27 +81,25 @@ def _read_state(state: StateDict, family: str | None, options: Mapping[str, Any]
 
 def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[str, Any]) -> tuple[list[Network], list[str], Mismatch | None]:
     """Every network of one file, what else is in it, and the nearest miss."""
-    states, others = _state_dicts(opened.content)
-    pending = [(place, _strip(state)) for place, state in states.items()]
+    pending, others = contents(opened.content)
     networks: list[Network] = []
     miss: Mismatch | None = None
     while pending:
-        place, state = pending.pop(0)
+        content = pending.pop(0)
+        place, state = content.place, strip(content.state)
         where = f"{path.name}:{place}" if place else path.name
         try:
-            found, reading = _read_state(state, family, options)
+            found, reading = _read_state(state, family, {**options, "config": {**content.config, **options["config"]}})
         except Mismatch as error:
-            if parts := _split(state):
-                pending += [(f"{place}.{head}" if place else head, _strip(part)) for head, part in parts.items()]
+            if parts := split(state):
+                pending += [Content(f"{place}.{head}" if place else head, part, content.config) for head, part in parts.items()]
                 continue
             others.append(f"{place or path.name}: {len(state)} tensors of no family we know")
             if miss is None or error.score > miss.score:
                 miss = Mismatch(f"{where}: {error}", error.score)
             continue
-        stem = re.sub(r"([_.-]?(epoch|iter|steps?))*[_.-]?\d*$", "", path.stem.lower())
-        ema = bool({stem, *place.lower().split(".")} & EMA_NAMES)
         _check_values(state, path, place)
-        networks.append(Network(found, reading, where, ema))
+        networks.append(Network(found, reading, where, is_ema(place, path.stem)))
     return networks, others, miss
 
 
@@ -240,39 +176,62 @@ def find(source: str, *, discriminator: str | None = None, family: str | None = 
         MissingError, CheckpointError: nothing there, or nothing we can read; the message names file, key and reason.
         UsageError: networks that do not belong together, or an unknown option.
     """
-    options = dict(options or {})
-    if unknown := set(options) - READER_OPTIONS:
-        raise UsageError(f"unknown reader option {sorted(unknown)[0]!r}", f"options: {', '.join(sorted(READER_OPTIONS))}")
-    if family and family not in FAMILIES:
-        raise UsageError(f"no family {family!r}", f"families: {', '.join(FAMILIES)}")
-    for key in {"classes", "nc"} & set(options):
-        if not re.fullmatch(r"\d+", str(options[key])):
-            raise UsageError(f"{key}={options[key]!r}: expected a whole number")
+    options = _checked_options(options or {}, family)
     path = _resolve(source)
     files = _files_of(path) if path.is_dir() else [path]
     if discriminator:
         files.append(_resolve(discriminator))
+    opened = {file: open_checkpoint(file) for file in files}
+    config = _config_beside(files, opened)
     networks: list[Network] = []
     others: list[str] = []
     metadata: dict[str, Any] = {}
     miss: Mismatch | None = None
-    containers: list[str] = []
-    for file in files:
-        opened = open_checkpoint(file)
-        if opened.container not in containers:
-            containers.append(opened.container)
-        if METADATA_KEY in opened.metadata:
-            own, meta = _own_networks(opened, file)
+    for file, content in opened.items():
+        if METADATA_KEY in content.metadata:
+            own, meta = _own_networks(content, file)
             networks += own
             metadata = metadata or meta
             continue
-        more, rest, near = _networks(opened, file, family, options)
+        more, rest, near = _networks(content, file, family, {**options, "config": config})
         networks += more
-        others += rest + ([f"not imported: {', '.join(opened.inert[:4])}"] if opened.inert else [])
+        others += rest + ([f"not imported: {', '.join(content.inert[:4])}"] if content.inert else [])
         miss = near if miss is None or (near and near.score > miss.score) else miss
     if not networks:
         raise _nothing_found(path, others, miss)
-    return _assemble(source, path, " and ".join(containers), sum(f.stat().st_size for f in files), networks, others, metadata)
+    containers = " and ".join(dict.fromkeys(o.container for o in opened.values()))
+    found = _assemble(source, path, containers, sum(f.stat().st_size for f in files), networks, others, metadata)
+    known = found.family.options | found.family.settings
+    if unknown := set(options) - known:
+        raise UsageError(f"{source}: a {found.family.name} takes no option {min(unknown)!r}", f"options: {', '.join(sorted(known)) or 'none'}")
+    found.arch = found.family.build_arch(found.arch, {k: v for k, v in options.items() if k in found.family.settings})
+    return found
+
+
+def _checked_options(options: Mapping[str, Any], family: str | None) -> dict[str, Any]:
+    if family and family not in FAMILIES:
+        raise UsageError(f"no family {family!r}", f"families: {', '.join(FAMILIES)}")
+    known = {o for f in FAMILIES.values() for o in f.options | f.settings}
+    if unknown := set(options) - known:
+        raise UsageError(f"unknown reader option {min(unknown)!r}", f"options: {', '.join(sorted(known))}")
+    for key in {"classes", "nc"} & set(options):
+        if not re.fullmatch(r"\d+", str(options[key])):
+            raise UsageError(f"{key}={options[key]!r}: expected a whole number")
+    return dict(options)
+
+
+def _config_beside(files: list[Path], opened: Mapping[Path, Opened]) -> dict[str, Any]:
+    """Settings kept in files of their own: config.json, generator_config.json, or a checkpoint without weights."""
+    found: dict[str, Any] = {}
+    for path in sorted({p for f in files for p in f.parent.glob("*config*.json")}):
+        try:
+            found |= plain(json.loads(path.read_text())) if path.stat().st_size < 1 << 20 else {}
+        except (OSError, ValueError):
+            continue
+    for content in opened.values():
+        if isinstance(content.content, dict) and not any(isinstance(v, Tensor | dict) and k != "config" for k, v in content.content.items()):
+            found |= plain(content.content.get("config"))
+    return found
 
 
 def _nothing_found(path: Path, others: list[str], miss: Mismatch | None) -> CheckpointError:

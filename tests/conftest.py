@@ -17,7 +17,36 @@ from gancompress.gan import GAN
 REPO = Path(__file__).resolve().parent.parent
 TINY = {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (4,), "d_widths": (4,)}
 
+#: fields of small networks of each family, one entry for each variant worth testing; the tests of every family run on them
+SMALL = {
+    "dcgan": [
+        {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (6,), "d_widths": (4,)},
+        {"resolution": 16, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8)},
+    ],
+    "mlp": [
+        {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (8, 8), "d_widths": (8, 8)},
+        {"resolution": 8, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8)},
+    ],
+}
+
 torch.set_num_threads(1)
+
+
+def small_gan(family, fields, seed=0, ch_mul=1.0):
+    """A GAN of these fields with a family's own random weights, moved off their neutral values, frozen."""
+    record = FAMILIES[family]
+    arch = record.scale(record.build_arch(None, fields), ch_mul)
+    networks = []
+    for part in ("generator", "discriminator") if family != "stylegan3" else ("generator",):
+        torch.manual_seed(seed)
+        net = getattr(record, part)(arch)
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, tensor in net.state_dict().items():
+                if tensor.is_floating_point() and not name.endswith(("_u", "_v")):
+                    tensor += 0.1 * torch.rand(tensor.shape, generator=rng)  # statistics, biases and gains that are not all alike
+        networks.append(net)
+    return GAN(record, arch, *networks, source=f"a small {family}").freeze()
 
 
 def make_gan(family="dcgan", seed=0, **fields):

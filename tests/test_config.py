@@ -156,6 +156,7 @@ LEVELS = [
     {"gan", "layers"},
     {"families", "losses"},
     {"config", "data", "scaling", "unpickle", "checkpoint", "cost", "user_module"},
+    {"contents"},
     {"loading", "report", "extractors"},
     {"loop", "metrics", "exporter"},
     {"planning"},

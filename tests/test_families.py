@@ -7,7 +7,7 @@ from torch import nn
 
 from gancompress.cost import generator_cost
 from gancompress.errors import UsageError
-from gancompress.families import FAMILIES, dcgan, mlp
+from gancompress.families import dcgan, mlp
 from gancompress.gan import Mismatch
 
 DCGAN, MLP = dcgan.FAMILY, mlp.FAMILY
@@ -58,65 +58,7 @@ def test_the_canonical_generator_s_macs_are_those_worked_out_by_hand():
     assert cost.macs_out == sum(n * side**2 for n, side in zip(per_position, sides[1:], strict=True)) == 428_343_296
 
 
-# --------------------------------------------------------------------------------------------------------------- every family
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("resolution", "nc"), [(8, 1), (16, 3)])
-@pytest.mark.parametrize("classes", [0, 3])
-def test_a_family_s_networks_have_the_shapes_and_ranges_the_project_relies_on(family, resolution, nc, classes):
-    hidden = (resolution // 4).bit_length() - 1
-    gan = make_gan(family, resolution=resolution, nc=nc, classes=classes, g_widths=(6,) * hidden, d_widths=(5,) * hidden)
-    inputs, condition = gan.sample(7, torch.Generator().manual_seed(1))
-    assert inputs.shape == (7, gan.arch.nz)
-    assert (condition is None) == (classes == 0)
-    out = gan.generator(inputs * 100, condition)
-    assert out.shape == (7, nc, resolution, resolution)
-    assert out.abs().max() <= 1
-    assert (out < 0).any()
-    assert gan.discriminator(out, condition).shape == (7,)
-    assert gan.generator(inputs[:, :, None, None], condition).equal(gan.generator(inputs, condition))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_samples_are_a_function_of_the_generator_s_seed(family):
-    gan = make_gan(family, classes=3)
-    first, again, other = (gan.sample(5, torch.Generator().manual_seed(s)) for s in (4, 4, 5))
-    assert first[0].equal(again[0])
-    assert first[1].equal(again[1])
-    assert not first[0].equal(other[0])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_conditional_generator_depends_on_its_label_and_refuses_bad_ones(family):
-    gan = make_gan(family, classes=3)
-    z = torch.zeros(2, gan.arch.nz)
-    one, two = gan.generator(z, torch.tensor([0, 1]))
-    assert not one.allclose(two)
-    with pytest.raises(ValueError, match="conditional"):
-        gan.generator(z)
-    with pytest.raises(ValueError, match="labels have shape"):
-        gan.generator(z, torch.tensor([0]))
-    with pytest.raises(ValueError, match="latents have 5"):
-        gan.generator(torch.zeros(2, 5), torch.tensor([0, 1]))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("part", ["generator", "discriminator"])
-def test_axes_name_every_tensor_and_scaling_changes_exactly_the_grouped_axes(family, part):
-    gan = make_gan(family, resolution=16, g_widths=(8, 4), d_widths=(4, 8))
-    narrow = gan.family.scale(gan.arch, 0.5)
-    build = getattr(gan.family, part)
-    wide_state, narrow_state = build(gan.arch).state_dict(), build(narrow).state_dict()
-    groups = gan.family.axes(gan.arch, part)
-    assert set(groups) == set(wide_state) == set(narrow_state)
-    for key, tensor in wide_state.items():
-        assert len(groups[key]) == tensor.ndim
-        for axis, group in enumerate(groups[key]):
-            assert narrow_state[key].shape[axis] == tensor.shape[axis] // (2 if group else 1), (key, axis)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["dcgan", "mlp"])
 @pytest.mark.parametrize("part", ["generator", "discriminator"])
 def test_a_family_reads_its_own_networks_back(family, part):
     gan = make_gan(family, resolution=16, nc=3, g_widths=(8, 4), d_widths=(4, 8))
@@ -319,10 +261,12 @@ def chain(*sizes, activation=nn.ReLU):
 @pytest.mark.parametrize("order", [lambda s: s, lambda s: dict(sorted(s.items()))])
 def test_an_mlp_generator_gives_the_same_images(output, order):
     original = chain(6, 8, 8, 8, 8, 8, 3 * 64)
-    net, reading = rebuilt(order(named(original)), MLP, output=output)
+    _, reading = rebuilt(order(named(original)), MLP)
     assert (reading.fields["resolution"], reading.fields["nc"]) == (8, 3)
+    net = MLP.generator(MLP.build_arch(None, {**reading.fields, "output": output}))
+    net.load_state_dict(reading.state)
     expected = original(LATENTS).unflatten(1, (3, 8, 8))
-    torch.testing.assert_close(net(LATENTS), expected.tanh() if output == "tanh" else expected, **CLOSE)
+    torch.testing.assert_close(net(LATENTS).detach(), expected.tanh() if output == "tanh" else expected, **CLOSE)
 
 
 def test_an_mlp_discriminator_gives_the_same_logits():

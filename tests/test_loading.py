@@ -2,7 +2,6 @@ import importlib
 import json
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import named, sequential_discriminator, sequential_generator
@@ -41,41 +40,6 @@ def save(tmp_path):
         return path
 
     return write
-
-
-# -------------------------------------------------------------------------------------------------------------- third-party models
-
-
-def cases(folder):
-    """(meta, entry of its networks, arrays) of each reference case in a format's folder."""
-    for path in sorted(folder.glob("*/meta.json")):
-        meta = json.loads(path.read_text())
-        with np.load(path.parent / "ref.npz", allow_pickle=False) as arrays:
-            yield path.parent, meta, {k: torch.from_numpy(arrays[k]) for k in arrays.files}
-
-
-@pytest.mark.assets
-@pytest.mark.parametrize("name", ["pytorch_examples_dcgan", "whole_module"])
-def test_upstream_s_own_outputs_are_reproduced(golden, name):
-    checked = 0
-    for folder, meta, arrays in cases(golden / name):
-        tolerance = {v["expected"]: v["suggested_atol"] for v in meta["verified"]["networks"]}
-        for network in meta["networks"]:
-            options = {"classes": network["forward_kwargs"]["n_classes"]} if network["forward"] == "dcgan_onehot" else {}
-            part = "discriminator" if network["role"] == "D" else "generator"
-            net = gancompress.load(str(folder / network["file"]), part=part, **options)
-            out = net(*(arrays[i] for i in network["inputs"]))
-            torch.testing.assert_close(out, arrays[network["expected"]], rtol=0, atol=tolerance[network["expected"]])
-            checked += 1
-    assert checked
-
-
-@pytest.mark.assets
-@pytest.mark.parametrize("case", ["pytorch_examples_dcgan/base", "whole_module/zip"])
-def test_the_directory_of_an_upstream_run_is_read_as_one_gan(golden, case):
-    gan = load_gan(str(golden / case / "files"))
-    assert (gan.arch.resolution, gan.arch.nc) == (64, 3)
-    assert gan.discriminator is not None
 
 
 @pytest.mark.assets

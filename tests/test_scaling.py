@@ -51,22 +51,13 @@ def test_widths_are_rounded_to_what_kernels_like_and_never_to_nothing(width, ch_
     assert scale_width(width, ch_mul) == expected
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", ARCHS)
 def test_scaling_changes_the_hidden_widths_alone(name):
     full, half = make(name).arch, make(name, 0.5).arch
     same = {f.name for f in dataclasses.fields(full)} - {"g_widths", "d_widths"}
     assert all(getattr(full, k) == getattr(half, k) for k in same)
     assert half.g_widths == tuple(w // 2 for w in full.g_widths)
     assert half.d_widths == tuple(w // 2 for w in full.d_widths)
-
-
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-@pytest.mark.parametrize("how", ["slice", "top-magnitude"])
-def test_at_full_width_the_student_is_the_teacher(name, how):
-    teacher, student = make(name), make(name, seed=1)
-    assert not torch.allclose(images_of(teacher), images_of(student), atol=1e-3)
-    initialise_from(teacher.generator, student.generator, teacher.family.axes(student.arch, "generator"), how)
-    assert torch.allclose(images_of(teacher), images_of(student), atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["generator", "discriminator"])
@@ -102,7 +93,7 @@ def test_slice_of_an_mlp_is_the_leading_units_of_every_tensor():
     assert torch.equal(s["layers.3.bias"], t["layers.3.bias"])
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", ARCHS)
 def test_top_magnitude_keeps_the_same_channels_in_producer_norm_and_consumer(name):
     """A teacher of which every second channel is nothing: its other half, at half width, makes exactly its images."""
     teacher = make(name)
@@ -122,6 +113,23 @@ def test_top_magnitude_keeps_the_same_channels_in_producer_norm_and_consumer(nam
     assert not torch.allclose(images_of(teacher), images_of(student), atol=1e-3)
 
 
+def test_axes_of_several_groups_are_cut_segment_by_segment():
+    """h: 2 channels of 2 positions each, then one position that stays, then k: 2 channels."""
+    axes = {"w": ((("h", 2), (None, 1), ("k", 1)),), "h": ("h",), "k": ("k",)}
+
+    class Vector(nn.Module):
+        def __init__(self, h, k):
+            super().__init__()
+            self.w, self.h, self.k = (nn.Parameter(t) for t in (torch.zeros(2 * h + 1 + k), torch.zeros(h), torch.zeros(k)))
+
+    teacher, student = Vector(3, 2), Vector(2, 1)
+    teacher.w.data = torch.arange(1.0, 10.0)
+    initialise_from(teacher, student, axes, "slice")
+    assert student.w.tolist() == [1, 2, 3, 4, 7, 8]
+    initialise_from(student, teacher, axes, "slice")  # a wider one gets the share there is, each in its place
+    assert teacher.w.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
 def test_the_score_of_a_channel_adds_what_makes_it_and_what_it_feeds():
     state = {"a": torch.tensor([[1.0, 1.0], [-3.0, 3.0]]), "b": torch.tensor([[1.0, -2.0], [1.0, 0.0]]), "bias": torch.tensor([100.0, 0.0])}
     axes = {"a": ("h", None), "b": (None, "h"), "bias": ("h",)}
@@ -129,7 +137,7 @@ def test_the_score_of_a_channel_adds_what_makes_it_and_what_it_feeds():
     assert channel_scores(state, axes)["h"].tolist() == pytest.approx([0.5 + 1, 1.5 + 1])
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", ARCHS)
 @pytest.mark.parametrize("what", ["parameters", "macs_in", "bytes"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_ch_mul_for_finds_the_largest_that_fits(name, what, share):

@@ -374,4 +374,5 @@ FAMILY = Family(
     build_arch=build_arch,
     axes=axes,
     batch_free=lambda arch: dataclasses.replace(arch, d_norm="none", d_bias=True, d_norm_first=False),
+    options=frozenset({"classes", "nc"}),
 )

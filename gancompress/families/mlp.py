@@ -87,7 +87,7 @@ class Discriminator(nn.Module):
 def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     """A chain of Linear layers with biases, whatever its keys are called.
 
-    Options: ``nc`` (int): image channels, where nc * side^2 allows several; ``classes`` (int) as for dcgan; ``output``.
+    Options: ``nc`` (int): image channels, where nc * side^2 allows several; ``classes`` (int) as for dcgan.
 
     Raises:
         Mismatch: naming the first key that is missing or does not fit.
@@ -128,9 +128,8 @@ def _read(state: StateDict, keys: list[str], options: Mapping[str, Any]) -> Read
     classes = int(options.get("classes") or 0)
     if not 0 <= classes < n_in:
         raise UsageError(f"classes={classes}: {weights[0]} has only {n_in} inputs for the latent and the one-hot label")
-    output = options.get("output") or "tanh"
-    fields = {"resolution": side, "nc": nc, "nz": n_in - classes, "classes": classes, "g_widths": widths, "output": output}
-    said = (f"{nc} image channels of {side}x{side} (else --reader nc=N)", f"ReLU, {output} at the end (WassersteinGAN's MLP_G: --reader output=linear)")
+    fields = {"resolution": side, "nc": nc, "nz": n_in - classes, "classes": classes, "g_widths": widths}
+    said = (f"{nc} image channels of {side}x{side} (else --reader nc=N)", "ReLU, tanh at the end (WassersteinGAN's MLP_G: --reader output=linear)")
     return Reading("generator", fields, out, said)
 
 
@@ -198,4 +197,6 @@ FAMILY = Family(
     build_arch=build_arch,
     axes=axes,
     batch_free=lambda arch: arch,
+    options=frozenset({"classes", "nc"}),
+    settings=frozenset({"output"}),
 )

@@ -1,0 +1,149 @@
+"""What lies in an opened checkpoint: state dicts, wherever they are nested, and the settings saved beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gancompress.gan import StateDict
+from gancompress.unpickle import Inert
+
+EMA_NAMES = {"g_ema", "ema", "avgg", "netg_ema", "params_ema", "generator_ema", "ema_generator", "gs"}
+G_NAMES = {"g", "netg", "generator", "gen", "netg_state_dict", "g_state_dict", "generator_state_dict", *EMA_NAMES}
+D_NAMES = {"d", "netd", "discriminator", "disc", "critic", "netd_state_dict", "d_state_dict", "discriminator_state_dict"}
+#: keys under which training code saves its settings beside the weights
+CONFIG_NAMES = {"config", "args", "opt", "options", "hparams"}
+#: the three networks of a pickle written by NVlabs' TensorFlow code, in its order
+TF_TRIPLE = ("G", "D", "Gs")
+
+
+@dataclass(frozen=True)
+class Content:
+    """One state dict: its ``place`` in the file, its tensors, and ``config``: settings and single tensors found beside it.
+
+    A config is a hint and may hold anything; a reader checks what it takes from it.
+    """
+
+    place: str
+    state: StateDict
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def contents(content: Any) -> tuple[list[Content], list[str]]:
+    """(every state dict, what else is worth naming) of an opened file."""
+    if isinstance(content, tuple) and len(content) == len(TF_TRIPLE) and all(isinstance(c, Inert) for c in content):
+        content = dict(zip(TF_TRIPLE, content, strict=True))
+    return _walk(content, "", 0, {})
+
+
+def _walk(content: Any, name: str, depth: int, config: Mapping[str, Any]) -> tuple[list[Content], list[str]]:
+    if isinstance(content, Inert):
+        state = _module_state(content)
+        return ([Content(name, state, {**config, **_module_config(content)})] if state else []), []
+    if not isinstance(content, dict) or depth > 3:
+        return [], []
+    if "param_groups" in content and "state" in content:
+        return [], [f"{name or 'the file'}: an optimizer's state"]
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if any(t.ndim >= 2 for t in tensors.values()) and 2 * len(tensors) > len(content):
+        return [Content(name, tensors, dict(config))], []
+    beside = {**config, **tensors}
+    for key, value in content.items():
+        if str(key).lower() in CONFIG_NAMES:
+            beside |= plain(value)
+    found: list[Content] = []
+    others: list[str] = []
+    for key, value in content.items():
+        inner = _walk(value, f"{name}.{key}" if name else str(key), depth + 1, beside)
+        found += inner[0]
+        others += inner[1]
+    return found, others
+
+
+def plain(settings: Any, depth: int = 0) -> dict[str, Any]:
+    """The numbers, words, lists and dicts of a settings object (a dict, a namespace, an inert object)."""
+    if isinstance(settings, Inert):
+        settings = {**vars(settings).get("inert_items", {}), **{k: v for k, v in vars(settings).items() if not k.startswith("inert_")}}
+    if not isinstance(settings, dict) or depth > 3:
+        return {}
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict | Inert):
+            found[str(key)] = plain(value, depth + 1)
+        elif isinstance(value, np.generic):
+            found[str(key)] = value.item()
+        elif value is None or isinstance(value, bool | int | float | str | list | tuple):
+            found[str(key)] = value
+    return found
+
+
+def _attributes(module: Inert) -> dict[str, Any]:
+    """What a pickled object holds; NVlabs' persistent classes hand it over as an argument beside their source text."""
+    attributes = vars(module)
+    first = next(iter(attributes.get("inert_args", ())), None)
+    if isinstance(first, dict) and isinstance(first.get("state"), dict):
+        return {**first["state"], **{k: v for k, v in attributes.items() if k != "inert_args"}}
+    return attributes
+
+
+def _module_config(module: Inert) -> dict[str, Any]:
+    attributes = _attributes(module)
+    return plain(attributes.get("_init_kwargs")) | plain(attributes.get("static_kwargs"))
+
+
+def _module_state(module: Inert) -> StateDict:
+    """The state dict of a pickled network whose class we did not import, in its order."""
+    if isinstance(variables := _attributes(module).get("variables"), list):
+        return _tf_variables(variables)
+    out: StateDict = {}
+    pending = [("", 0, module)]
+    for _ in range(20_000):  # more than any network has: modules that hold one another would never end
+        if not pending:
+            break
+        prefix, depth, current = pending.pop()
+        attributes = _attributes(current)
+        tensors = [v if isinstance(v := attributes.get(name), dict) else {} for name in ("_parameters", "_buffers")]
+        skip = v if isinstance(v := attributes.get("_non_persistent_buffers_set"), set) else ()
+        for name, value in [*tensors[0].items(), *tensors[1].items()]:
+            if isinstance(value, Tensor) and name not in skip:
+                out[prefix + str(name)] = value
+        children = attributes.get("_modules")
+        if isinstance(children, dict) and depth < 60:
+            pending += [(f"{prefix}{name}.", depth + 1, child) for name, child in reversed(children.items()) if isinstance(child, Inert)]
+    return out
+
+
+def _tf_variables(variables: list[Any]) -> StateDict:
+    """TensorFlow variables pickled as (name, array): PGGAN, StyleGAN, StyleGAN2."""
+    pairs = [v for v in variables if isinstance(v, tuple) and len(v) == 2]
+    return {str(name): torch.from_numpy(np.ascontiguousarray(array)) for name, array in pairs if isinstance(array, np.ndarray) and array.dtype.kind in "fiu"}
+
+
+def strip(state: StateDict) -> StateDict:
+    """Without the prefixes of wrappers (DataParallel, torch.compile)."""
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(k.startswith(prefix) for k in state):
+            return strip({k.removeprefix(prefix): v for k, v in state.items()})
+    return state
+
+
+def split(state: StateDict) -> dict[str, StateDict]:
+    """A flat dict of several networks (``netG.main.0.weight``, ``netD.main.0.weight``) by its first names."""
+    groups: dict[str, StateDict] = {}
+    for key, tensor in state.items():
+        head, _, rest = key.partition(".")
+        groups.setdefault(head, {})[rest] = tensor
+    named = {head: group for head, group in groups.items() if head.lower() in G_NAMES | D_NAMES}
+    return named if len(named) > 1 or (named and len(named) < len(groups)) else {}
+
+
+def is_ema(place: str, stem: str) -> bool:
+    """Whether a place in a file, or the file's own name, says that these weights are an average."""
+    stem = re.sub(r"([_.-]?(epoch|iter|steps?))*[_.-]?\d*$", "", stem.lower())
+    return bool({stem, *place.lower().split(".")} & EMA_NAMES)
