@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gancompress.checkpoint import unused
 from gancompress.config import load_recipe, recipe_names
 from gancompress.console import Silent
 from gancompress.cost import generator_cost
@@ -18,8 +18,9 @@ from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
 from gancompress.losses import LOSSES
 from gancompress.losses.base import NEEDS
-from gancompress.planning import RUNS, make_plan, run_plan
+from gancompress.planning import make_plan, run_plan
 from gancompress.report import save_grid, save_rows
+from gancompress.runs import RUNS, record_of
 
 
 def recipe_table() -> list[dict[str, Any]]:
@@ -101,7 +102,7 @@ def distill(
 def sample(
     source: str, out: str | Path, *, num: int = 64, seed: int = 0, label: int | None = None, device: torch.device | None = None, **reader_options: Any
 ) -> Path:
-    """Images of a source: one grid where ``out`` ends in .png, else ``num`` numbered files in that directory.
+    """Images of a source: one grid where ``out`` ends in .png (with a number where that file is there already), else ``num`` numbered files in that directory.
 
     Raises:
         UsageError: a label the network does not have. GanCompressError: the source cannot be loaded.
@@ -119,6 +120,7 @@ def sample(
     images = torch.cat([draw(gan, i, None if condition is None else c, device).cpu() for i, c in _pieces(inputs, condition)])
     target = Path(out)
     if target.suffix.lower() == ".png":
+        target = unused(target)
         save_grid(target, images)
         return target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -145,15 +147,15 @@ def newest_run() -> Path:
     return finished[-1].parent
 
 
-def teacher_of(source: str) -> tuple[str, dict[str, Any]] | None:
-    """The teacher a run folder or its student was made from and its reader options, where it is still there."""
+def teacher_of(source: str) -> tuple[str | None, dict[str, Any], str]:
+    """(teacher, its reader options, why it is None where there should be one) of a run folder or a student in it."""
     path = Path(source)
-    record = (path if path.is_dir() else path.parent) / "run.json"
-    try:
-        teacher = json.loads(record.read_text())["identity"]["teacher"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    # a run folder may be somebody else's: code that it names is not run
-    if not teacher or not (teacher["source"].startswith("sample:") or Path(teacher["source"]).exists()):
-        return None
-    return teacher["source"], teacher["options"]
+    record = record_of(path if path.is_dir() else path.parent)
+    if record is None or not record["identity"].get("teacher"):
+        return None, {}, ""
+    teacher = str((record.get("sources") or {}).get("teacher"))
+    # a run folder may be somebody else's: code that it names is not run, and nothing is downloaded for it
+    if teacher.startswith("sample:") or Path(teacher).exists():
+        return teacher, record["identity"]["teacher"].get("options") or {}, ""
+    reason = "code of your own is run only where you name it" if teacher.startswith("module:") else "it is not here"
+    return None, {}, f"the run's teacher {teacher} is left out: {reason}\nhint: --against {teacher if teacher.startswith('module:') else 'PATH'}"

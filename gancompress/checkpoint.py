@@ -24,6 +24,15 @@ METADATA_KEY = "gancompress"
 FORMAT_VERSION = 1
 
 
+def unused(wanted: Path) -> Path:
+    """``wanted``, or wanted-2, wanted-3 ... (before the suffix) where there is something already."""
+    path, n = wanted, 1
+    while path.exists():
+        n += 1
+        path = wanted.with_name(f"{wanted.stem}-{n}{wanted.suffix}")
+    return path
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that at every moment it is either the old one or the new one, whole.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from gancompress.errors import GanCompressError, UsageError
+from gancompress.errors import GanCompressError, UsageError, is_out_of_memory
 
 
 class _Group(TyperGroup):
@@ -31,6 +31,11 @@ class _Group(TyperGroup):
             raise typer.Exit(1) from None
         except OSError as error:
             typer.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+            raise typer.Exit(1) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            typer.echo("error: out of memory\nhint: --device cpu, or fewer images at a time", err=True)
             raise typer.Exit(1) from None
 
 
@@ -170,25 +175,27 @@ def evaluate(
     from gancompress.metrics import evaluate as measure
 
     where = _device(device)
-    source = student or str(api.newest_run())
-    teacher_name, options = (against, _reader_options(classes, reader)) if against else api.teacher_of(source) or (None, {})
-    gan = load_gan(source)
-    teacher = load_gan(teacher_name, options=options) if teacher_name else None
+    source, options = student or str(api.newest_run()), _reader_options(classes, reader)
+    gan = load_gan(source, options=options)
+    said: list[str] = []
+    if against is None:
+        against, recorded, why_not = api.teacher_of(source)
+        options, said = recorded | options, [why_not] if why_not else []
+    teacher = load_gan(against, options=options) if against else None
     images = Images(data, gan.arch.resolution, gan.arch.nc) if data else None
     extractor: Extractor | None = None
-    note = ""
     if feature_extractor or weights or images or teacher:
         try:
             extractor = make_extractor(feature_extractor or "inception", weights, where)
         except MissingError as error:
             if feature_extractor or weights:
                 raise
-            note = f"left out: {error}\nhint: {error.hint}"
+            said.append(f"left out: {error}\nhint: {error.hint}")
     result = measure(gan, teacher, images, num_images=num_images, extractor=extractor, seed=seed, device=where)
-    result["source"], result["against"] = source, teacher_name
-    typer.echo(json.dumps(result, indent=2)) if as_json else screens.show_evaluation(result)
-    if note:
-        typer.echo(note, err=True)
+    result["source"], result["against"] = source, against
+    typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else screens.show_evaluation(result)
+    for line in said:
+        typer.echo(line, err=True)
 
 
 @app.command()
@@ -270,8 +277,9 @@ def recipes_copy(name: str, path: Path) -> None:
     from gancompress.checkpoint import atomic_write
     from gancompress.config import recipe_path
 
-    content = recipe_path(name).read_bytes()
-    target = path / f"{name}.yaml" if path.is_dir() else path
+    source = recipe_path(name)
+    content = source.read_bytes()
+    target = path / source.name if path.is_dir() else path
     if target.exists():
         raise UsageError(f"{target} exists already", "choose another path")
     atomic_write(target, content)

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -94,9 +95,9 @@ def size(count: int) -> str:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="", show_edge=False, pad_edge=False)
+    made = Table(title=escape(title), title_justify="left", title_style="bold", header_style="", show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     return made

@@ -127,7 +127,12 @@ class Images:
         self.fingerprint = hashlib.sha256(listed.encode()).hexdigest()
 
     def _open_zip(self, path: Path) -> None:
-        archive = zipfile.ZipFile(path)
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise MissingError(f"{path}: damaged zip archive ({error})") from None
+        if any(info.flag_bits & 1 for info in archive.infolist()):
+            raise MissingError(f"{path}: an encrypted zip archive", "unpack it first")
         self.names = sorted(n for n in archive.namelist() if Path(n).suffix.lower() in EXTENSIONS)
         self._draw = lambda i: Image.open(io.BytesIO(archive.read(self.names[i])))
         self.fingerprint = _hash_file(path)
@@ -143,7 +148,7 @@ class Images:
                 label = next((n for n in ("y_train", "labels") if n in names), None)
                 if label and arrays[label].shape == (len(self),):
                     self.labels = torch.from_numpy(arrays[label].astype(np.int64))
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
             raise MissingError(f"{path}: damaged or not a plain array file ({error})") from None
         self.fingerprint = _hash_file(path)
 
@@ -152,7 +157,7 @@ class Images:
             array = array.transpose(0, 2, 3, 1)
         if array.ndim == 4 and array.shape[3] == 1:
             array = array[..., 0]
-        if array.ndim not in (3, 4):
+        if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (3, 4)) or not array.size or array.dtype.kind not in "buif":
             raise UsageError(f"{self.source}: an array of shape {array.shape} is no set of images (N, H, W) or (N, H, W, C)")
         if array.dtype != np.uint8:
             low, high = float(array.min()), float(array.max())
@@ -176,7 +181,7 @@ class Images:
                 picture = picture.convert("RGB" if self.nc == 3 else "L").crop((left, top, left + side, top + side))
                 if side != self.resolution:
                     picture = picture.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
-        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError):
+        except Exception:  # what a damaged file makes of a decoder is beyond listing
             self._bad.add(index)
             self.unreadable.append(self.names[index])
             return None

@@ -14,6 +14,8 @@ A message says what is wrong, with which value and in which file; ``hint`` says 
 
 from __future__ import annotations
 
+import re
+
 
 class GanCompressError(Exception):
     """Base of all errors a user can cause. ``hint`` is printed on a line of its own."""
@@ -65,3 +67,10 @@ class StoppedError(GanCompressError):
     def __init__(self, message: str, hint: str = "", *, exit_code: int = 75) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory, on the GPU or the CPU; torch has a type of its own for the first alone."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return type(error) is RuntimeError and bool(re.search("out of memory|not enough memory|can't allocate memory", str(error)))

@@ -65,7 +65,10 @@ class MobileNetV2(Extractor):
 
         self.weights_sha256 = sha256
         self.net = mobilenet_v2(weights=None).eval()
-        self.net.load_state_dict(state)
+        try:
+            self.net.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"not a torchvision MobileNetV2 of 1,000 classes: {str(error).splitlines()[-1].strip()}") from None
         self.net.to(device)
         self.mean = torch.tensor([0.485, 0.456, 0.406], device=device)[:, None, None]
         self.std = torch.tensor([0.229, 0.224, 0.225], device=device)[:, None, None]
@@ -142,6 +145,7 @@ def make_extractor(name: str, weights: str | None, device: torch.device) -> Extr
     Raises:
         MissingError, CheckpointError: weights that are not there or not what they should be.
     """
+    _check_torchvision()
     if name == "inception":
         return Inception(inception_path(weights), device)
     if name == "digits":
@@ -152,4 +156,18 @@ def make_extractor(name: str, weights: str | None, device: torch.device) -> Extr
     state: Any = open_checkpoint(path).content
     if not isinstance(state, dict) or "features.18.0.weight" not in state:
         raise CheckpointError(f"{path}: not a torchvision MobileNetV2 state dict (no features.18.0.weight)")
-    return MobileNetV2(state, hashlib.sha256(path.read_bytes()).hexdigest(), device)
+    try:
+        return MobileNetV2(state, hashlib.sha256(path.read_bytes()).hexdigest(), device)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _check_torchvision() -> None:
+    """torch-fidelity imports torchvision, which fails in its own ways beside a torch it was not built for."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        raise MissingError(
+            f"torchvision, which every distance and score needs, does not load beside torch {torch.__version__} ({error})",
+            "install the torchvision that belongs to this torch, from the same index",
+        ) from None

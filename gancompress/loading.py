@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gancompress.checkpoint import METADATA_KEY
+from gancompress.checkpoint import FORMAT_VERSION, METADATA_KEY
 from gancompress.contents import Content, contents, is_ema, plain, split, strip
 from gancompress.errors import CheckpointError, MissingError, UsageError
 from gancompress.families import FAMILIES
@@ -153,6 +153,8 @@ def _own_networks(opened: Opened, path: Path) -> tuple[list[Network], dict[str, 
     """The networks of our own safetensors file."""
     try:
         meta = json.loads(opened.metadata[METADATA_KEY])
+        if meta.get("format") != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: written in format {meta.get('format')}, and this gancompress reads {FORMAT_VERSION}", "pip install -U gancompress")
         family = FAMILIES[meta["family"]]
         arch = family.build_arch(None, meta["arch"])
     except (ValueError, KeyError, TypeError, UsageError) as error:

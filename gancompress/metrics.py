@@ -76,10 +76,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def inception_score(logits: Tensor) -> float:
-    """exp E KL(p(y|x) || p(y)) over ten splits, as torch-fidelity computes it (Salimans et al. 2016, arXiv:1606.03498)."""
+    """exp E KL(p(y|x) || p(y)) over ten splits (one an image where there are fewer), as torch-fidelity computes it (Salimans et al. 2016, arXiv:1606.03498)."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    return float(isc_features_to_metric(logits)["inception_score_mean"])
+    return float(isc_features_to_metric(logits, splits=min(10, len(logits)))["inception_score_mean"])
 
 
 @torch.no_grad()
@@ -116,12 +116,15 @@ def evaluate(
         extractor: None leaves out the metrics that need features.
 
     Raises:
-        UsageError: too few images for a distance.
+        UsageError: too few images for a distance, or images that are neither grey nor RGB.
     """
     if num_images < 2:
         raise UsageError(f"--num-images {num_images}: at least 2")
     device = device or torch.device("cpu")
     columns: dict[str, GAN] = {"student": student} | ({"teacher": teacher} if teacher else {})
+    for gan in columns.values():
+        if extractor is not None and gan.arch.nc not in (1, 3):
+            raise UsageError(f"{gan.source}: it makes {gan.arch.nc} channels; features are taken of grey or RGB images")
     for gan in columns.values():
         gan.to(device)
     result: dict[str, Any] = {"protocol": {"num_images": num_images, "seed": seed, "device": device_name(device), "torch": torch.__version__}}

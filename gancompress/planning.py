@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import re
-import shlex
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
-from gancompress import __version__
-from gancompress.checkpoint import atomic_write, load_state, save_networks, write_json
+from gancompress.checkpoint import load_state, save_networks
 from gancompress.config import Recipe, load_recipe, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost, generator_cost
 from gancompress.data import INIT, Batches, Images, seed_for
-from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError
-from gancompress.families import FAMILIES
+from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
+from gancompress.families import FAMILIES, family_of
 from gancompress.gan import GAN, Family
 from gancompress.loading import load_gan
 from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
+from gancompress.runs import claim, default_dir, locked, refuse_foreign
 from gancompress.scaling import initialise_from
-
-RUNS = Path("runs")
 
 
 @dataclass
 class Plan:
-    """Everything a run is made of. ``identity`` is what must not change when it is resumed."""
+    """Everything a run is made of. ``identity`` is what must not change when it is resumed; ``sources`` tell where things were."""
 
     recipe_name: str
     recipe: Recipe
@@ -47,6 +41,7 @@ class Plan:
     run_dir: Path
     device: torch.device
     identity: dict[str, Any]
+    sources: dict[str, str | None]
     notes: list[str] = field(default_factory=list)
     student_cost: Cost = dataclasses.field(init=False)
     teacher_cost: Cost | None = dataclasses.field(init=False)
@@ -86,11 +81,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def parse_target(text: str, unit: str) -> float:
-    """``500k``, ``2.5M``, ``1MB``, ``800000``; the unit (such as B) may follow the multiplier."""
-    match = re.fullmatch(rf"([\d.]+)\s*([kKmMgG]?)(?:i?{unit})?", text.strip())
+    """``500k``, ``2.5M``, ``1MB``, ``1MiB``, ``800000``; the unit (such as B) may follow the multiplier."""
+    match = re.fullmatch(rf"([\d.]+)\s*(?:([kKmMgG])(i(?=B))?)?(?:{unit})?", text.strip())
     try:
         if match:
-            return float(match.group(1)) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match.group(2).lower()]
+            return float(match.group(1)) * (1024 if match.group(3) else 1000) ** " kmg".index((match.group(2) or " ").lower())
     except ValueError:
         pass
     raise UsageError(f"target {text!r}: expected a number such as 500k or 2M")
@@ -199,60 +194,76 @@ def make_plan(
     """
     overrides = list(overrides)
     where = choose_device(device)
-    numbers = load_recipe(recipe, overrides)
-    if steps is not None:
-        if steps < 1:
-            raise UsageError(f"--steps {steps}: at least 1")
-        overrides.append(("schedule.kimg", steps * numbers.schedule.batch_size / 1000))
-        numbers = load_recipe(recipe, overrides)
-    if _exact_widths(numbers):
-        if any(key == "student.ch_mul" and value != 1 for key, value in overrides) or target_params or target_macs or target_size:
-            raise UsageError("widths by hand (student.arch) and a share of the teacher's (--ch-mul, --target-...): give one of them")
-        overrides.append(("student.ch_mul", 1.0))
-        numbers = load_recipe(recipe, overrides)
+    targets = (target_params, target_macs, target_size)
+    numbers = _numbers(recipe, overrides, steps, any(targets))
     loss_type = LOSSES[numbers.loss]
     if teacher is None and "teacher_images" in loss_type.needs:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
-    notes: list[str] = []
     nc = _grey_or_rgb(data) if data and source is None else None
     family, full, arch = _student_arch(numbers, source, nc)
-    if chosen := _target(source, family, full, target_params, target_macs, target_size):
+    notes: list[str] = []
+    if chosen := _target(source, family, full, *targets):
         overrides.append(("student.ch_mul", chosen[0]))
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
         arch = _student_arch(numbers, source, nc)[2]
-    images = Images(data, arch.resolution, arch.nc) if data and "real" in loss_type.needs | loss_type.uses else None
+    images = _real_images(data, arch) if data and "real" in loss_type.needs | loss_type.uses else None
     if data and images is None:
         notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
-    if arch.classes and images is not None and images.labels is None and getattr(arch, "d_classes", 0):
-        raise MissingError(f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels")
-    if arch.classes and images is not None and images.labels is not None and int(images.labels.max()) >= arch.classes:
-        raise UsageError(f"{data}: a label {int(images.labels.max())}, while this network has classes 0 ... {arch.classes - 1}")
+    if "real" in loss_type.uses and images is None:
+        notes.append("no --data: the teacher's own samples stand in for real images")
     torch.manual_seed(seed_for(numbers.seed, INIT, 0))
     student = GAN(family, arch, family.generator(arch))
     if source:
         _check_pair(source, student, loss_type)
     notes += _initialise(numbers, source, student)
     torch.manual_seed(seed_for(numbers.seed, INIT, 1))
-    weights = loss_type.Weights.model_validate(numbers.weights)
-    loss = loss_type(source, student, weights)  # type: ignore[call-arg]
-    notes += loss.notes
-    if "real" in loss_type.uses and images is None:
-        notes.append("no --data: the teacher's own samples stand in for real images")
-    name = recipe_path(recipe).stem
-    resolved = numbers.model_dump(mode="json")
+    loss = loss_type(source, student, loss_type.Weights.model_validate(numbers.weights))  # type: ignore[call-arg]
     identity = {
-        "recipe": resolved,
-        "teacher": {"source": teacher, "discriminator": discriminator, "options": reader_options or {}, "sha256": source.sha256()} if source else None,
-        "data": {"source": data, "sha256": images.fingerprint} if images else None,
+        "recipe": numbers.model_dump(mode="json"),
+        "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
+        "data": {"sha256": images.fingerprint} if images else None,
         "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
     }
     identity = json.loads(json.dumps(identity))
-    run_dir = Path(out) if out else _default_dir(name, family.name, numbers, identity)
-    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, notes)
+    name = recipe_path(recipe).stem
+    run_dir = Path(out) if out else default_dir(f"{name}-{family.name}-x{numbers.student.ch_mul:g}", identity)
+    refuse_foreign(run_dir, identity)
+    sources = {"teacher": _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
+    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, notes + loss.notes)
+
+
+def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, targets: bool) -> Recipe:
+    """The recipe with what was said on the command line; what follows from it is added to ``overrides``."""
+    numbers = load_recipe(recipe, overrides)
+    if steps is not None:
+        if steps < 1:
+            raise UsageError(f"--steps {steps}: at least 1")
+        overrides.append(("schedule.kimg", steps * numbers.schedule.batch_size / 1000))
+    if _exact_widths(numbers):
+        if targets or any(key == "student.ch_mul" and value != 1 for key, value in overrides):
+            raise UsageError("widths by hand (student.arch) and a share of the teacher's (--ch-mul, --target-...): give one of them")
+        overrides.append(("student.ch_mul", 1.0))
+    return load_recipe(recipe, overrides)
+
+
+def _real_images(data: str, arch: Any) -> Images:
+    """The data set at the student's resolution and channels, with labels where its critic needs them."""
+    images = Images(data, arch.resolution, arch.nc)
+    if arch.classes and images.labels is None and getattr(arch, "d_classes", 0):
+        raise MissingError(f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels")
+    if arch.classes and images.labels is not None and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < arch.classes:
+        low, high = int(images.labels.min()), int(images.labels.max())
+        raise UsageError(f"{data}: labels {low} ... {high}, while this network has classes 0 ... {arch.classes - 1}")
+    return images
+
+
+def _absolute(source: str | None) -> str | None:
+    """A path as it is called from anywhere; other sources (sample:, module:) as they are."""
+    return str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().exists() else source
 
 
 def _initialise(recipe: Recipe, teacher: GAN | None, student: GAN) -> list[str]:
@@ -275,120 +286,62 @@ def _grey_or_rgb(data: str) -> int:
     return 1 if bool((pixels == pixels[:, :1]).all()) else 3
 
 
-def _default_dir(recipe: str, family: str, numbers: Recipe, identity: dict[str, Any]) -> Path:
-    """The newest unfinished run under ./runs that is this very run, else a new numbered folder."""
-    existing = sorted(RUNS.glob("[0-9]*-*")) if RUNS.is_dir() else []
-    for folder in reversed(existing):
-        if not (folder / "student.safetensors").is_file() and _identity_of(folder) == identity:
-            return folder
-    last = max((int(p.name.split("-")[0]) for p in existing if p.name.split("-")[0].isdigit()), default=-1)
-    return RUNS / f"{last + 1:05d}-{recipe}-{family}-x{numbers.student.ch_mul:g}"
-
-
-def _identity_of(folder: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads((folder / "run.json").read_text())["identity"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return found
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """``key: old -> new`` for everything that differs between two nested dicts."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(k for k in new if k not in old)]
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
-    return [] if old == new else [f"{path}: {old} -> {new}"]
-
-
 # --------------------------------------------------------------------------------------------------------------------- the run
-
-
-def claim(plan: Plan) -> None:
-    """Make the run folder this plan's, or find that it already is.
-
-    Raises:
-        UsageError: the folder holds another run (the differences are listed) or somebody's files.
-    """
-    folder = plan.run_dir
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file, not a directory", "choose another --out")
-    if folder.is_dir() and any(p.suffix != ".tmp" for p in folder.iterdir()):
-        old = _identity_of(folder)
-        if old is None:
-            raise UsageError(f"{folder} is not empty and holds no run", "choose another --out")
-        if found := differences(old, plan.identity):
-            raise UsageError(f"{folder} holds another run:\n  " + "\n  ".join(found), "choose another --out, or repeat the old command to go on with it")
-        return
-    facts = {
-        "identity": plan.identity,
-        "command": shlex.join(sys.argv),
-        "device": device_name(plan.device),
-        "versions": versions(),
-    }
-    write_json(folder / "run.json", facts)  # first: it makes the folder ours, should we be stopped here
-    atomic_write(folder / "recipe.yaml", yaml.safe_dump(plan.identity["recipe"], sort_keys=False).encode())
-
-
-def versions() -> dict[str, str]:
-    return {"gancompress": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def run_plan(plan: Plan, reporter: Reporter) -> Path:
     """Train, or go on training, and leave student.safetensors; returns its path.
 
     Raises:
-        GanCompressError: stopped, diverged (the last good student is kept), out of memory, disk full.
+        GanCompressError: another process is at it, stopped, diverged (the last good student is kept), out of memory, disk full.
     """
-    target = plan.run_dir / "student.safetensors"
-    claim(plan)
-    if plan.finished:
-        return target
-    numbers, device = plan.recipe, plan.device
+    if not plan.finished:
+        with locked(plan.run_dir):
+            claim(plan.run_dir, plan.identity, plan.sources, device_name(plan.device))
+            if not plan.finished:  # by another process, since it was looked at
+                _train(plan, reporter)
+    return plan.run_dir / "student.safetensors"
+
+
+def _train(plan: Plan, reporter: Reporter) -> None:
+    schedule, device = plan.recipe.schedule, plan.device
+    facts = {"recipe": plan.recipe_name, "loss": plan.recipe.loss, "kimg": schedule.kimg, "seed": plan.recipe.seed}
     if plan.teacher:
-        plan.teacher.to(device)
-    plan.student.to(device)
-    plan.loss.to(device)
-    batches = Batches(
-        plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else plan.student,
-        plan.teacher,
-        plan.images,
-        seed=numbers.seed,
-        batch_size=numbers.schedule.batch_size,
-        d_steps=numbers.schedule.d_steps,
-        pool=numbers.schedule.teacher_pool if "teacher_images" in plan.loss.needs else 0,
-        device=device,
-    )
-    facts = {"recipe": plan.recipe_name, "loss": numbers.loss, "kimg": numbers.schedule.kimg, "seed": numbers.seed}
-    if plan.identity["teacher"]:
         facts["teacher_sha256"] = plan.identity["teacher"]["sha256"]
+    draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
     try:
-        done = train(plan.student, plan.teacher, plan.loss, numbers, batches, plan.run_dir, reporter, device)
+        for part in (plan.teacher, plan.student, plan.loss):
+            if part is not None:
+                part.to(device)
+        batches = Batches(
+            draws_from_teacher or plan.student, plan.teacher, plan.images, seed=plan.recipe.seed, batch_size=schedule.batch_size, d_steps=schedule.d_steps,
+            pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
+        )  # fmt: skip
+        done = train(plan.student, plan.teacher, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
     except DivergedError:
-        trainer = Trainer(plan.student, plan.loss, numbers)
+        trainer = Trainer(plan.student, plan.loss, plan.recipe)
         trainer.load_state(load_state(plan.run_dir / "state.pt"))
         kept = plan.run_dir / "student-last-good.safetensors"
         save_networks(kept, plan.student.family, plan.student.arch, {"generator": trainer.ema.net}, {**facts, "step": trainer.step})
         reporter.note(f"the last good student is kept: {kept}")
         raise
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        size = numbers.schedule.batch_size
+        size = schedule.batch_size
         raise GanCompressError(f"out of memory with --batch-size {size} on {device}", f"try --batch-size {max(1, size // 2)} in a new --out") from None
     _finish(plan, done, facts)
     if plan.images and plan.images.unreadable:
         first = ", ".join(plan.images.unreadable[:5])
         reporter.note(f"{len(plan.images.unreadable)} unreadable images were passed over: {first}")
-    return target
 
 
 def _finish(plan: Plan, done: GAN, facts: dict[str, Any]) -> None:
     from gancompress.report import save_curves
 
     save_curves(plan.run_dir / "log.jsonl", plan.run_dir / "curves.png")
-    if isinstance(done.discriminator, nn.Module):
-        arch = getattr(done.discriminator, "arch", done.arch)  # joint: the critic is as wide as the teacher's
-        save_networks(plan.run_dir / "discriminator.safetensors", done.family, arch, {"discriminator": done.discriminator}, facts)
+    critic = done.discriminator
+    if isinstance(critic, nn.Module) and (owner := family_of(getattr(critic, "arch", None))):  # the critic may be of the teacher's family, not the student's
+        save_networks(plan.run_dir / "discriminator.safetensors", owner, critic.arch, {"discriminator": critic}, facts)
     # last: its presence says that the run is whole
     save_networks(plan.run_dir / "student.safetensors", done.family, done.arch, {"generator": done.generator}, facts)

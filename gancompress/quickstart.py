@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from gancompress import console
+from gancompress.checkpoint import unused
 from gancompress.data import PICTURES, draw, rng
 from gancompress.exporter import export
 from gancompress.extractors import Digits
@@ -19,22 +20,13 @@ from gancompress.screens import show_evaluation, show_plan
 TEACHER = "sample:dcgan-mnist"
 
 
-def free_folder(wanted: Path) -> Path:
-    """``wanted``, or wanted-2, wanted-3 ... where there is something already."""
-    folder, n = wanted, 1
-    while folder.exists():
-        n += 1
-        folder = wanted.with_name(f"{wanted.name}-{n}")
-    return folder
-
-
 def run(out: Path) -> Path:
     """Distil, evaluate and export the bundled teacher at a quarter of its width; returns the folder.
 
     Raises:
         GanCompressError: as the commands it stands for.
     """
-    folder = free_folder(out)
+    folder = unused(out)
     device = choose_device("auto")
     commands = [
         f"gancompress distill {TEACHER} --recipe mse --ch-mul 0.25 --kimg 60 --out {folder}/run",

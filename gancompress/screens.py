@@ -9,7 +9,8 @@ from typing import Any
 
 from gancompress.console import number, size, stdout, table
 from gancompress.cost import device_name
-from gancompress.planning import Plan, versions
+from gancompress.planning import Plan
+from gancompress.runs import versions
 
 
 def show_inspection(found: dict[str, Any]) -> None:
@@ -28,7 +29,7 @@ def show_inspection(found: dict[str, Any]) -> None:
     rows += [["also", other] for other in found["others"]]
     rows += [["assumed" if i == 0 else "", a] for i, a in enumerate(found["assumptions"])]
     rows += [[key, _plain(value)] for key, value in found["metadata"].items() if key in ("recipe", "kimg", "seed", "teacher_sha256")]
-    stdout.print(f"[bold]{found['source']}[/bold]", highlight=False)
+    stdout.print(found["source"], style="bold", highlight=False, markup=False)
     for key, value in rows:
         stdout.print(f"  {key:<14}{value}", highlight=False, markup=False)
     if "parameters" in found:

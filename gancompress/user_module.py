@@ -59,6 +59,11 @@ def load_module(spec: str, options: Mapping[str, Any]) -> GAN:
     Raises:
         MissingError: no such file. UsageError: no such factory, nz unknown. GanCompressError: the user's code failed.
     """
+    for key, value in options.items():
+        if key not in ("nz", "classes"):
+            raise UsageError(f"{spec}: a module of your own takes no option {key!r}", "options: classes, nz")
+        if not str(value).isdigit():
+            raise UsageError(f"{key}={value!r}: expected a whole number")
     path_text, _, name = spec.rpartition(":")
     path = Path(path_text)
     if not path_text or not name:
@@ -81,8 +86,8 @@ def load_module(spec: str, options: Mapping[str, Any]) -> GAN:
         nz = options.get("nz") or next((getattr(module, a) for a in ("nz", "z_dim", "latent_dim") if hasattr(module, a)), None)
         if nz is None:
             raise UsageError(f"{spec}: its latent size is not known", "give the module an attribute nz, or --reader nz=N")
-        classes = int(options.get("classes", getattr(module, "classes", 0)))
-        return _probe(module.float().eval(), int(nz), classes, f"module:{spec}").freeze()
+        classes = options.get("classes", getattr(module, "classes", 0))
+        return _probe(module.float().eval(), int(nz), int(classes), f"module:{spec}").freeze()
     except GanCompressError:
         raise
     except Exception as error:

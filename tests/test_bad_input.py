@@ -164,6 +164,11 @@ def test_a_missing_discriminator_has_code_4(tiny_teacher, tmp_path):
         (["--classes", "90"], ["90"]),
         (["--reader", "clases=3"], ["clases"]),
         (["--reader", "nc=grey"], ["nc", "grey"]),
+        (["--reader", "output=linear"], ["dcgan takes no option 'output'"]),
+        (["optim.g_lr=1e39"], ["g_lr", "1e39"]),
+        (["--target-macs", "1.2.3x"], ["1.2.3"]),
+        (["--target-macs", "0.5x"], ["0.5x"]),
+        (["--recipe", "joint", "weights.game=wasserstein"], ["needs a constraint"]),
     ],
 )
 def test_a_wrong_word_has_code_2_and_is_named(tmp_path, words, names):

@@ -57,7 +57,9 @@ def test_distill_then_eval_export_and_sample_without_an_argument(tiny_teacher, e
     run = elsewhere / "runs" / "00000-mse-dcgan-x0.5"
     assert said.splitlines()[-1].startswith(f"student: {run.relative_to(elsewhere)}")
     assert "next: gancompress eval" in said.splitlines()[-1]
-    assert {"student.safetensors", "curves.png", "log.jsonl", "recipe.yaml", "run.json", "state.pt", "samples"} == {p.name for p in run.iterdir()}
+    assert {"student.safetensors", "curves.png", "log.jsonl", "recipe.yaml", "run.json", "state.pt", "samples"} == {
+        p.name for p in run.iterdir() if p.name[0] != "."
+    }
     assert Image.open(run / "curves.png").size[0] > 200
     assert Image.open(run / "samples" / "step-0000003.png").size[1] > 0
 
@@ -230,6 +232,8 @@ def test_recipes_copy_gives_a_file_to_edit_and_never_writes_over_one(tiny_teache
     assert load_recipe("mine.yaml").optim.g_lr == 5e-4
     assert "Adam 0.0005" in call("distill", tiny_teacher, "--recipe", "mine.yaml", "--dry-run").output
     (elsewhere / "folder").mkdir()
+    call("recipes", "copy", "mine.yaml", "folder")
+    assert (elsewhere / "folder" / "mine.yaml").is_file()
     call("recipes", "copy", "joint", "folder")
     assert (elsewhere / "folder" / "joint.yaml").is_file()
 

@@ -254,6 +254,25 @@ def test_images_of_which_none_can_be_read_are_an_error_that_names_one(tmp_path):
         Images(str(tmp_path / "d"), 8, 3)
 
 
+def test_an_encrypted_zip_is_refused(tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.writestr("a.png", picture.getvalue())
+    raw = bytearray((tmp_path / "d.zip").read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1  # the flag of the central directory
+    (tmp_path / "d.zip").write_bytes(raw)
+    with pytest.raises(MissingError, match="encrypted"):
+        Images(str(tmp_path / "d.zip"), 8, 3)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8, 2), (4, 2, 8, 8), (0, 8, 8), (4, 8)])
+def test_an_array_that_is_no_set_of_images_is_refused_with_its_shape(shape, tmp_path):
+    np.savez(tmp_path / "d.npz", x_train=np.zeros(shape, np.uint8))
+    with pytest.raises(UsageError, match="no set of images"):
+        Images(str(tmp_path / "d.npz"), 8, 3)
+
+
 def test_a_damaged_member_of_a_zip_is_passed_over(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(gradient(8, 8)).save(buffer, "PNG")
@@ -316,7 +335,7 @@ def test_positions_are_the_same_however_they_are_asked_for(cuts):
 
 
 def test_seeds_of_different_numbers_are_different():
-    parts = [(a, b, c) for a in range(1, 6) for b in range(1, 6) for c in range(1, 6)]
+    parts = [(a, b, c) for a in range(6) for b in range(6) for c in range(6)] + [(a,) for a in range(6)] + [(a, b) for a in range(6) for b in range(6)]
     assert len({seed_for(*p) for p in parts}) == len(parts)
     assert all(0 <= seed_for(*p) < 2**63 for p in parts)
 

@@ -173,8 +173,11 @@ def test_our_own_file_from_a_newer_version_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     path = tmp_path / "new.safetensors"
-    save_file({"generator.x": torch.zeros(1)}, path, {"gancompress": json.dumps({"family": "unheard-of", "arch": {}})})
+    save_file({"generator.x": torch.zeros(1)}, path, {"gancompress": json.dumps({"format": 1, "family": "unheard-of", "arch": {}})})
     with pytest.raises(CheckpointError, match="metadata"):
+        find(str(path))
+    save_file({"generator.x": torch.zeros(1)}, path, {"gancompress": json.dumps({"format": 2, "family": "dcgan", "arch": {}})})
+    with pytest.raises(CheckpointError, match="written in format 2"):
         find(str(path))
 
 

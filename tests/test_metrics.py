@@ -95,6 +95,11 @@ def test_inception_score_of_sure_and_balanced_classes_is_their_number():
     assert inception_score(logits) == pytest.approx(5.0, rel=0.05)
 
 
+@pytest.mark.parametrize("n", [2, 5])
+def test_inception_score_of_few_images_is_a_number(n):
+    assert inception_score(torch.eye(n).double() * 50) == pytest.approx(1)  # one image a split: no split has two classes
+
+
 def test_inception_score_of_one_class_or_of_no_opinion_is_one():
     assert inception_score(torch.zeros(500, 5, dtype=torch.float64)) == pytest.approx(1.0, abs=1e-6)
     assert inception_score(100 * torch.eye(5, dtype=torch.float64)[[2]].repeat(500, 1)) == pytest.approx(1.0, abs=1e-6)

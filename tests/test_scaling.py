@@ -163,13 +163,23 @@ def test_ch_mul_for_keeps_the_full_width_where_it_fits_and_refuses_what_cannot_b
 
 
 @pytest.mark.parametrize(
-    ("text", "unit", "value"), [("500k", "", 5e5), ("2.5M", "", 2.5e6), ("1MB", "B", 1e6), ("800000", "", 8e5), ("1 kB", "B", 1e3), ("3G", "(?:MACs)?", 3e9)]
+    ("text", "unit", "value"),
+    [
+        ("500k", "", 5e5),
+        ("2.5M", "", 2.5e6),
+        ("1MB", "B", 1e6),
+        ("1MiB", "B", 2**20),
+        ("2 kiB", "B", 2048),
+        ("800000", "", 8e5),
+        ("1 kB", "B", 1e3),
+        ("3G", "(?:MACs)?", 3e9),
+    ],
 )
 def test_targets_are_read_with_their_multipliers(text, unit, value):
     assert parse_target(text, unit) == value
 
 
-@pytest.mark.parametrize("text", ["", "much", "1..2M", "-5k", "5 apples"])
+@pytest.mark.parametrize("text", ["", "much", "1..2M", "-5k", "5 apples", "1Mi", "5i"])
 def test_a_target_that_is_no_number_is_refused(text):
     with pytest.raises(UsageError, match="expected a number"):
         parse_target(text, "B")

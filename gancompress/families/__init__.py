@@ -1,6 +1,13 @@
 """The architectures we know: one file each. A test holds this list equal to the files."""
 
+from typing import Any
+
 from gancompress.families import dcgan, mlp
 from gancompress.gan import Family
 
 FAMILIES: dict[str, Family] = {f.name: f for f in (dcgan.FAMILY, mlp.FAMILY)}
+
+
+def family_of(arch: Any) -> Family | None:
+    """The family whose Arch this is."""
+    return next((f for f in FAMILIES.values() if isinstance(arch, f.Arch)), None)

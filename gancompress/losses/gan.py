@@ -69,13 +69,13 @@ class Adversary(nn.Module):
         self.weights = weights
         self.game = GAMES[weights.game]
         if teacher is not None and teacher.discriminator is not None:
-            self.critic, self.family = copy.deepcopy(teacher.discriminator).requires_grad_(True), teacher.family
+            self.critic = copy.deepcopy(teacher.discriminator).requires_grad_(True)
             self.origin = "starts from the teacher's discriminator and is updated"
         else:
             # a teacher that is a black box has no shapes to copy
             owner = teacher if teacher is not None and teacher.family.name != "module" else student
             arch = owner.family.batch_free(owner.arch) if weights.gradient_penalty else owner.arch
-            self.critic, self.family = owner.family.discriminator(arch), owner.family
+            self.critic = owner.family.discriminator(arch)
             self.origin = f"starts fresh, with the {'student' if owner is student else 'teacher'}'s shapes"
         self.train()
 

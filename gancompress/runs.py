@@ -1,0 +1,106 @@
+"""The run folder: whose it is, where it lies, and that one process at a time works in it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from gancompress import __version__
+from gancompress.checkpoint import atomic_write, write_json
+from gancompress.errors import GanCompressError, UsageError
+
+RUNS = Path("runs")
+LOCK = ".lock"
+
+
+def versions() -> dict[str, str]:
+    return {"gancompress": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """run.json of a folder, None where there is none or it is damaged."""
+    try:
+        found = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("identity"), dict) else None
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """``key: old -> new`` for everything that differs between two nested dicts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+def refuse_foreign(folder: Path, identity: dict[str, Any]) -> bool:
+    """Whether the folder is this run's already; False where it is free.
+
+    Raises:
+        UsageError: it holds another run (the differences are listed) or somebody's files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a directory", "choose another --out")
+    if not folder.is_dir() or all(p.suffix == ".tmp" or p.name == LOCK for p in folder.iterdir()):
+        return False
+    record = record_of(folder)
+    if record is None:
+        raise UsageError(f"{folder} is not empty and holds no run", "choose another --out")
+    if found := differences(record["identity"], identity):
+        raise UsageError(f"{folder} holds another run:\n  " + "\n  ".join(found), "choose another --out, or repeat the old command to go on with it")
+    return True
+
+
+def default_dir(label: str, identity: dict[str, Any]) -> Path:
+    """The newest folder under ./runs that holds this very run, else a new numbered one."""
+    existing = sorted(RUNS.glob("[0-9]*-*")) if RUNS.is_dir() else []
+    for folder in reversed(existing):
+        if (record := record_of(folder)) and record["identity"] == identity:
+            return folder
+    last = max((int(p.name.split("-")[0]) for p in existing if p.name.split("-")[0].isdigit()), default=-1)
+    return RUNS / f"{last + 1:05d}-{label}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder, which is made if need be.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"{folder}: another process is training in this folder", "wait for it, or choose another --out") from None
+    except OSError as error:
+        raise GanCompressError(f"{folder}: cannot be written ({error.strerror or error})", "choose another directory with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(folder: Path, identity: dict[str, Any], sources: dict[str, str | None], device: str) -> None:
+    """Write down in a free folder what is run in it; a folder of this very run is left as it is.
+
+    Raises:
+        UsageError: as ``refuse_foreign``.
+    """
+    if not refuse_foreign(folder, identity):
+        facts = {"identity": identity, "sources": sources, "command": shlex.join(sys.argv), "device": device, "versions": versions()}
+        write_json(folder / "run.json", facts)  # first: it makes the folder ours, should we be stopped here
+    if not (folder / "recipe.yaml").is_file():
+        atomic_write(folder / "recipe.yaml", yaml.safe_dump(identity["recipe"], sort_keys=False).encode())
