@@ -1,7 +1,7 @@
 """Aguinaldo et al. 2019, Table 1 on MNIST: a teacher and students of a few widths d by mse, joint and scratch.
 
     python benchmarks/aguinaldo_mnist.py mnist_70k.npz OUT [--teacher-d 16] [--teacher-d-width 16] [--teacher-kimg 150]
-        [--students 2,4,8] [--kimg 100] [--num-images 5000] [--device auto]
+        [--students 2,4,8] [--recipes mse,scratch,joint] [--scratch-d-width 16] [--kimg 100] [--num-images 5000] [--device auto]
 
 All networks are the paper's: 64 x 64, one channel, biases, BatchNorm without parameters; the standard GAN is played. IS is that of the
 bundled digit classifier, the distance is taken on its features to MNIST's training images (neither is the paper's). A second call goes on where
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--teacher-d-width", type=int, default=16)
     parser.add_argument("--teacher-kimg", type=float, default=150)
     parser.add_argument("--students", default="2,4,8")
+    parser.add_argument("--recipes", default="mse,scratch,joint")
+    parser.add_argument("--scratch-d-width", type=int, help="width of scratch's discriminator; default: the student's")
     parser.add_argument("--kimg", type=float, default=100)
     parser.add_argument("--num-images", type=int, default=5000)
     parser.add_argument("--device", default="auto")
@@ -73,11 +75,12 @@ def main() -> None:
     measure(path, d=args.teacher_d, recipe="teacher")
     source = str(args.out / "teacher")
     teacher = load_gan(source).to(device)
-    for recipe in ("mse", "scratch", "joint"):
+    for recipe in args.recipes.split(","):
         for d in map(int, args.students.split(",")):
             if recipe == "scratch":
-                own = [*architecture(d, d), ("schedule.kimg", args.kimg), *GAN_SETTINGS]
-                path = run(f"d{d}-{recipe}", recipe, None, own)
+                critic = args.scratch_d_width or d
+                own = [*architecture(d, critic), ("schedule.kimg", args.kimg), *GAN_SETTINGS]
+                path = run(f"d{d}-{recipe}{critic}", recipe, None, own)
             else:
                 width = [("student.arch.width", d), ("student.init", "random"), ("schedule.kimg", args.kimg), ("schedule.teacher_pool", 16384)]
                 path = run(f"d{d}-{recipe}", recipe, source, [*width])
