@@ -18,7 +18,7 @@ from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
 from gancompress.losses import LOSSES
 from gancompress.losses.base import NEEDS
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import feed_translator, make_plan, run_plan
 from gancompress.report import save_grid, save_rows
 from gancompress.runs import RUNS, record_of
 
@@ -100,9 +100,18 @@ def distill(
 
 
 def sample(
-    source: str, out: str | Path, *, num: int = 64, seed: int = 0, label: int | None = None, device: torch.device | None = None, **reader_options: Any
+    source: str,
+    out: str | Path,
+    *,
+    num: int = 64,
+    seed: int = 0,
+    label: int | None = None,
+    data: str | None = None,
+    device: torch.device | None = None,
+    **reader_options: Any,
 ) -> Path:
-    """Images of a source: one grid where ``out`` ends in .png (with a number where that file is there already), else ``num`` numbered files in that directory.
+    """Images of a source (a translator's of images of ``data``): one grid where ``out`` ends in .png (with a number where that file is
+    there already), else ``num`` numbered files in that directory.
 
     Raises:
         UsageError: a label the network does not have. GanCompressError: the source cannot be loaded.
@@ -113,6 +122,8 @@ def sample(
         raise UsageError(f"--num {num}: at least 1")
     if label is not None and not 0 <= label < gan.arch.classes:
         raise UsageError(f"--label {label}: this network has {gan.arch.classes} classes" if gan.arch.classes else "this network has no classes")
+    if not gan.arch.nz:
+        feed_translator(gan, data)
     inputs, condition = gan.sample(num, rng(seed, EVALUATION))
     if label is not None:
         condition = torch.full((num,), label)

@@ -54,7 +54,7 @@ app.add_typer(recipes_app, name="recipes")
 Discriminator = Annotated[Optional[str], typer.Option("--discriminator", help="File of the discriminator, where it lies apart.")]  # noqa: UP045
 Classes = Annotated[Optional[int], typer.Option("--classes", min=1, help="Classes of a one-hot conditional teacher, which no file tells.")]  # noqa: UP045
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Data = Annotated[Optional[str], typer.Option("--data", help="Real images: a folder, a zip, an .npz or MNIST idx files.")]  # noqa: UP045
+Data = Annotated[Optional[str], typer.Option("--data", help="Real images, or what a translator translates: a folder, a zip, an .npz or MNIST idx files.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 ReaderOption = Annotated[Optional[list[str]], typer.Option("--reader", metavar="KEY=VALUE", help="What no file tells: nc=1, output=linear, nz=64.")]  # noqa: UP045
@@ -173,6 +173,7 @@ def evaluate(
     from gancompress.extractors import Extractor, make_extractor
     from gancompress.loading import load_gan
     from gancompress.metrics import evaluate as measure
+    from gancompress.planning import feed_translator
 
     where = _device(device)
     source, options = student or str(api.newest_run()), _reader_options(classes, reader)
@@ -182,7 +183,10 @@ def evaluate(
         against, recorded, why_not = api.teacher_of(source)
         options, said = recorded | options, [why_not] if why_not else []
     teacher = load_gan(against, options=options) if against else None
-    images = Images(data, gan.arch.resolution, gan.arch.nc) if data else None
+    translators = [g for g in (gan, teacher) if g and not g.arch.nz]
+    for translator in translators:
+        feed_translator(translator, data)
+    images = Images(data, gan.arch.resolution, gan.arch.nc) if data and not translators else None
     extractor: Extractor | None = None
     if feature_extractor or weights or images or teacher:
         try:
@@ -205,14 +209,16 @@ def sample(
     num: Annotated[int, typer.Option("--num", min=1)] = 64,
     label: Annotated[Optional[int], typer.Option("--label", min=0, help="Class to draw, of a conditional network.")] = None,  # noqa: UP045
     seed: Seed = 0,
+    data: Data = None,
     classes: Classes = None,
     reader: ReaderOption = None,
     device: Device = "auto",
 ) -> None:
-    """Draw images from a teacher or a student."""
+    """Draw images from a teacher or a student; a translator's inputs come from --data."""
     from gancompress import api
 
-    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, device=_device(device), **_reader_options(classes, reader))
+    options = _reader_options(classes, reader)
+    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, data=data, device=_device(device), **options)
     typer.echo(f"samples: {path}")
 
 

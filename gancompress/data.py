@@ -204,6 +204,10 @@ class Images:
             used.append(index)
         return torch.stack(images), self.labels[used] if self.labels is not None else None
 
+    def inputs(self, n: int, rng: torch.Generator) -> Tensor:
+        """n images in [-1, 1], drawn with replacement: what a translator is fed with."""
+        return to_float(self[torch.randint(len(self), (n,), generator=rng)][0])
+
 
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:

@@ -91,6 +91,8 @@ class GAN:
     generator: nn.Module
     discriminator: nn.Module | None = None
     source: str = ""
+    #: (n, rng) -> input images of a translator, from a data set; without it ``sample`` gives noise images
+    inputs: Callable[[int, torch.Generator], Tensor] | None = None
 
     def freeze(self) -> GAN:
         """Evaluation mode, no gradients: what a teacher is."""
@@ -111,7 +113,9 @@ class GAN:
         return found
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """n latents (and labels, for a conditional family) drawn from ``rng``, on the CPU."""
+        """n latents (and labels, for a conditional family) or input images drawn from ``rng``, on the CPU."""
+        if self.inputs is not None:
+            return self.inputs(n, rng), None
         return self.family.sample(self.arch, n, rng)
 
     def sha256(self) -> str:

@@ -146,7 +146,8 @@ def _student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) ->
     if teacher and teacher.family.name == name:
         full = teacher.arch
     elif teacher:
-        full = family.build_arch(None, {k: getattr(teacher.arch, k) for k in ("resolution", "nc", "nz", "classes")})
+        shared = {"resolution", "nc", "nc_in", "nz", "classes"} & {f.name for f in dataclasses.fields(family.Arch)}
+        full = family.build_arch(None, {k: getattr(teacher.arch, k) for k in shared if hasattr(teacher.arch, k)})
     else:
         full = family.build_arch(None, {"nc": images_nc} if images_nc and "nc" not in recipe.student.arch else {})
     own = family.build_arch(full, recipe.student.arch) if recipe.student.arch else full
@@ -210,13 +211,16 @@ def make_plan(
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
         arch = _student_arch(numbers, source, nc)[2]
-    images = _real_images(data, arch) if data and "real" in loss_type.needs | loss_type.uses else None
-    if data and images is None:
+    inputs = feed_translator(source, data) if source and not source.arch.nz else None
+    images = _real_images(data, arch) if data and not inputs and "real" in loss_type.needs | loss_type.uses else None
+    if data and not images and not inputs:
         notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
-    if "real" in loss_type.uses and images is None:
+    if inputs:
+        notes.append(f"{len(inputs):,} images of {data} are what teacher and student translate")
+    elif "real" in loss_type.uses and images is None:
         notes.append("no --data: the teacher's own samples stand in for real images")
     torch.manual_seed(seed_for(numbers.seed, INIT, 0))
-    student = GAN(family, arch, family.generator(arch))
+    student = GAN(family, arch, family.generator(arch), inputs=inputs.inputs if inputs else None)
     if source:
         _check_pair(source, student, loss_type)
     notes += _initialise(numbers, source, student)
@@ -225,7 +229,7 @@ def make_plan(
     identity = {
         "recipe": numbers.model_dump(mode="json"),
         "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
-        "data": {"sha256": images.fingerprint} if images else None,
+        "data": {"sha256": used.fingerprint} if (used := images or inputs) else None,
         "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
     }
     identity = json.loads(json.dumps(identity))
@@ -258,6 +262,19 @@ def _real_images(data: str, arch: Any) -> Images:
     if arch.classes and images.labels is not None and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < arch.classes:
         low, high = int(images.labels.min()), int(images.labels.max())
         raise UsageError(f"{data}: labels {low} ... {high}, while this network has classes 0 ... {arch.classes - 1}")
+    return images
+
+
+def feed_translator(gan: GAN, data: str | None) -> Images:
+    """The images that an image translator is to be fed with, which it is given.
+
+    Raises:
+        MissingError: none are named.
+    """
+    if data is None:
+        raise MissingError(f"{gan.source} translates images, so it needs some", "--data FOLDER (or a zip of images, an .npz)")
+    images = Images(data, gan.arch.resolution, gan.arch.nc_in)
+    gan.inputs = images.inputs
     return images
 
 
