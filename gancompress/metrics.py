@@ -141,28 +141,35 @@ def evaluate(
             reference = features_of(generated(teacher, num_images, seed + 1, device), extractor)[0]
             result["protocol"] |= {"reference": "the teacher's samples", "reference_sha256": teacher.sha256(), "reference_images": len(reference)}
     for name, gan in columns.items():
-        cost = gan_cost(gan)
-        column: dict[str, Any] = {
-            "family": gan.family.name,
-            "parameters": cost.parameters,
-            "macs_input_convention": cost.macs_in,
-            "macs_output_convention": cost.macs_out,
-            "bytes": cost.bytes,
-        }
-        for batch_size in (1, 32):
-            middle, spread = latency(gan, batch_size, device)
-            column[f"latency_ms_batch_{batch_size}"] = round(middle, 3)
-            column[f"latency_iqr_ms_batch_{batch_size}"] = round(spread, 3)
-        if extractor is not None:
-            features, logits, sharpness = features_of(generated(gan, num_images, seed, device), extractor)
-            column["inception_score"] = inception_score(logits)
-            if reference is not None:
-                key = "fid" if extractor.name == "inception-v3" else "frechet_distance"
-                column[key] = frechet_distance(features, reference)
-        else:
-            sharpness = float(torch.cat([variance_of_laplacian(b).cpu() for b in generated(gan, min(num_images, 1000), seed, device)]).mean())
-        column["variance_of_laplacian"] = sharpness
-        result[name] = column
+        result[name] = _costs(gan, device) | _quality(gan, extractor, reference, num_images, seed, device)
     if teacher is not None:
         result["paired"] = paired_fidelity(student, teacher, min(num_images, 1000), seed, device)
     return result
+
+
+def _costs(gan: GAN, device: torch.device) -> dict[str, Any]:
+    cost = gan_cost(gan)
+    column: dict[str, Any] = {
+        "family": gan.family.name,
+        "parameters": cost.parameters,
+        "macs_input_convention": cost.macs_in,
+        "macs_output_convention": cost.macs_out,
+        "bytes": cost.bytes,
+    }
+    for batch_size in (1, 32):
+        middle, spread = latency(gan, batch_size, device)
+        column[f"latency_ms_batch_{batch_size}"] = round(middle, 3)
+        column[f"latency_iqr_ms_batch_{batch_size}"] = round(spread, 3)
+    return column
+
+
+def _quality(gan: GAN, extractor: Extractor | None, reference: Tensor | None, num_images: int, seed: int, device: torch.device) -> dict[str, float]:
+    """Score, distance to ``reference`` and blur; without an extractor the last alone."""
+    if extractor is None:
+        blur = [variance_of_laplacian(b).cpu() for b in generated(gan, min(num_images, 1000), seed, device)]
+        return {"variance_of_laplacian": float(torch.cat(blur).mean())}
+    features, logits, sharpness = features_of(generated(gan, num_images, seed, device), extractor)
+    found = {"inception_score": inception_score(logits), "variance_of_laplacian": sharpness}
+    if reference is not None:
+        found["fid" if extractor.name == "inception-v3" else "frechet_distance"] = frechet_distance(features, reference)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ from torch import nn
 
 from gancompress.checkpoint import load_state, save_networks
 from gancompress.config import Recipe, load_recipe, recipe_path
-from gancompress.cost import Cost, device_name, gan_cost, generator_cost
+from gancompress.cost import Cost, device_name, gan_cost
 from gancompress.data import INIT, Batches, Images, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
-from gancompress.families import FAMILIES, family_of
+from gancompress.families import family_of
 from gancompress.gan import GAN, Family
 from gancompress.loading import load_gan
 from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
-from gancompress.scaling import initialise_from
+from gancompress.students import exact_widths, initialise, student_arch, target_width
 
 
 @dataclass
@@ -77,88 +77,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the student
-
-
-def parse_target(text: str, unit: str) -> float:
-    """``500k``, ``2.5M``, ``1MB``, ``1MiB``, ``800000``; the unit (such as B) may follow the multiplier."""
-    match = re.fullmatch(rf"([\d.]+)\s*(?:([kKmMgG])(i(?=B))?)?(?:{unit})?", text.strip())
-    try:
-        if match:
-            return float(match.group(1)) * (1024 if match.group(3) else 1000) ** " kmg".index((match.group(2) or " ").lower())
-    except ValueError:
-        pass
-    raise UsageError(f"target {text!r}: expected a number such as 500k or 2M")
-
-
-def ch_mul_for(family: Family, arch: Any, cost: Callable[[Cost], float], limit: float, what: str) -> float:
-    """The largest ch_mul in (0, 1] whose generator stays within ``limit``, to a thousandth.
-
-    Raises:
-        UsageError: even the narrowest student is above it.
-    """
-    low, high = 0, 1000
-    if cost(generator_cost(family, arch)) <= limit:
-        return 1.0
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(generator_cost(family, family.scale(arch, middle / 1000))) <= limit else (low, middle)
-    if low == 0:
-        least = cost(generator_cost(family, family.scale(arch, 0.001)))
-        raise UsageError(f"{what}: not even one channel a layer comes down to {limit:,.0f}; the least is {least:,.0f}")
-    return low / 1000
-
-
-def _target(teacher: GAN | None, family: Family, arch: Any, params: str | None, macs: str | None, size: str | None) -> tuple[float, str] | None:
-    """(ch_mul, sentence for the plan) of the one target given, or None."""
-    given = [(n, v) for n, v in (("--target-params", params), ("--target-macs", macs), ("--target-size", size)) if v is not None]
-    if not given:
-        return None
-    if len(given) > 1:
-        raise UsageError(f"{given[0][0]} and {given[1][0]}: give one target")
-    name, text = given[0]
-    costs: dict[str, Callable[[Cost], float]] = {
-        "--target-params": lambda c: c.parameters,
-        "--target-macs": lambda c: c.macs_in,
-        "--target-size": lambda c: c.bytes,
-    }
-    if name == "--target-macs" and text.strip()[-1:] in ("x", "×"):
-        times = parse_target(text.strip()[:-1], "")
-        if times < 1:
-            raise UsageError(f"{name} {text}: a student has fewer multiply-adds than its teacher; 4x means a quarter")
-        limit = (gan_cost(teacher) if teacher else generator_cost(family, arch)).macs_in / times
-    else:
-        limit = parse_target(text, "B" if name == "--target-size" else "(?:MACs)?")
-    ch_mul = ch_mul_for(family, arch, costs[name], limit, f"{name} {text}")
-    return ch_mul, f"{name} {text}: ch_mul {ch_mul:g} chosen"
-
-
-def _student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) -> tuple[Family, Any, Any]:
-    """(family, arch at full width, arch at ch_mul) of the student, each with the fields set by hand."""
-    name = recipe.student.family or (teacher.family.name if teacher else None)
-    if name is None:
-        raise UsageError("no teacher and no architecture", "name the student's: --arch dcgan student.arch.width=64")
-    if name == "module":
-        name = "dcgan"
-    if name not in FAMILIES:
-        raise UsageError(f"no family {name!r}", f"families: {', '.join(FAMILIES)}")
-    family = FAMILIES[name]
-    if teacher and teacher.family.name == name:
-        full = teacher.arch
-    elif teacher:
-        shared = {"resolution", "nc", "nc_in", "nz", "classes"} & {f.name for f in dataclasses.fields(family.Arch)}
-        full = family.build_arch(None, {k: getattr(teacher.arch, k) for k in shared if hasattr(teacher.arch, k)})
-    else:
-        full = family.build_arch(None, {"nc": images_nc} if images_nc and "nc" not in recipe.student.arch else {})
-    own = family.build_arch(full, recipe.student.arch) if recipe.student.arch else full
-    return family, own, own if _exact_widths(recipe) else family.scale(own, recipe.student.ch_mul)
-
-
-def _exact_widths(recipe: Recipe) -> bool:
-    """Widths given by hand are meant as they stand; ch_mul then says nothing."""
-    return any(key.endswith(("width", "widths")) for key in recipe.student.arch)
-
-
 def _check_pair(teacher: GAN, student: GAN, loss: type[DistillationLoss]) -> None:
     if "teacher_images" not in loss.needs:
         return
@@ -204,13 +122,13 @@ def make_plan(
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
     nc = _grey_or_rgb(data) if data and source is None else None
-    family, full, arch = _student_arch(numbers, source, nc)
+    family, full, arch = student_arch(numbers, source, nc)
     notes: list[str] = []
-    if chosen := _target(source, family, full, *targets):
+    if chosen := target_width(source, family, full, *targets):
         overrides.append(("student.ch_mul", chosen[0]))
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
-        arch = _student_arch(numbers, source, nc)[2]
+        arch = student_arch(numbers, source, nc)[2]
     inputs = feed_translator(source, data) if source and not source.arch.nz else None
     images = _real_images(data, arch) if data and not inputs and "real" in loss_type.needs | loss_type.uses else None
     if data and not images and not inputs:
@@ -219,13 +137,7 @@ def make_plan(
         notes.append(f"{len(inputs):,} images of {data} are what teacher and student translate")
     elif "real" in loss_type.uses and images is None:
         notes.append("no --data: the teacher's own samples stand in for real images")
-    torch.manual_seed(seed_for(numbers.seed, INIT, 0))
-    student = GAN(family, arch, family.generator(arch), inputs=inputs.inputs if inputs else None)
-    if source:
-        _check_pair(source, student, loss_type)
-    notes += _initialise(numbers, source, student)
-    torch.manual_seed(seed_for(numbers.seed, INIT, 1))
-    loss = loss_type(source, student, loss_type.Weights.model_validate(numbers.weights))  # type: ignore[call-arg]
+    student, loss, more = _build(numbers, loss_type, source, family, arch, inputs)
     identity = {
         "recipe": numbers.model_dump(mode="json"),
         "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
@@ -237,7 +149,21 @@ def make_plan(
     run_dir = Path(out) if out else default_dir(f"{name}-{family.name}-x{numbers.student.ch_mul:g}", identity)
     refuse_foreign(run_dir, identity)
     sources = {"teacher": _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
-    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, notes + loss.notes)
+    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, notes + more)
+
+
+def _build(
+    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | None
+) -> tuple[GAN, DistillationLoss, list[str]]:
+    """(student with its first weights, loss, what is worth telling of both), each drawn from a random stream of its own."""
+    torch.manual_seed(seed_for(numbers.seed, INIT, 0))
+    student = GAN(family, arch, family.generator(arch), inputs=inputs.inputs if inputs else None)
+    if teacher:
+        _check_pair(teacher, student, loss_type)
+    notes = initialise(numbers, teacher, student)
+    torch.manual_seed(seed_for(numbers.seed, INIT, 1))
+    loss = loss_type(teacher, student, loss_type.Weights.model_validate(numbers.weights))  # type: ignore[call-arg]
+    return student, loss, notes + loss.notes
 
 
 def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, targets: bool) -> Recipe:
@@ -247,7 +173,7 @@ def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, t
         if steps < 1:
             raise UsageError(f"--steps {steps}: at least 1")
         overrides.append(("schedule.kimg", steps * numbers.schedule.batch_size / 1000))
-    if _exact_widths(numbers):
+    if exact_widths(numbers):
         if targets or any(key == "student.ch_mul" and value != 1 for key, value in overrides):
             raise UsageError("widths by hand (student.arch) and a share of the teacher's (--ch-mul, --target-...): give one of them")
         overrides.append(("student.ch_mul", 1.0))
@@ -281,19 +207,6 @@ def feed_translator(gan: GAN, data: str | None) -> Images:
 def _absolute(source: str | None) -> str | None:
     """A path as it is called from anywhere; other sources (sample:, module:) as they are."""
     return str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().exists() else source
-
-
-def _initialise(recipe: Recipe, teacher: GAN | None, student: GAN) -> list[str]:
-    init = recipe.student.init
-    if init == "random" or teacher is None:
-        return []
-    if teacher.family.name != student.family.name:
-        return [f"student.init={init} needs a teacher of the student's family; it starts from random weights"]
-    try:
-        initialise_from(teacher.generator, student.generator, student.family.axes(student.arch, "generator"), init)
-    except (KeyError, RuntimeError):
-        raise UsageError(f"student.init={init}: the student's layers are not the teacher's with fewer channels", "student.init=random") from None
-    return []
 
 
 def _grey_or_rgb(data: str) -> int:

@@ -158,7 +158,7 @@ LEVELS = [
     {"families", "losses"},
     {"config", "data", "scaling", "unpickle", "checkpoint", "cost", "user_module"},
     {"contents"},
-    {"loading", "report", "extractors", "runs"},
+    {"loading", "report", "extractors", "runs", "students"},
     {"loop", "metrics", "exporter"},
     {"planning"},
     {"api", "screens"},

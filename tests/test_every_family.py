@@ -11,8 +11,8 @@ from gancompress.checkpoint import save_networks
 from gancompress.cost import generator_cost
 from gancompress.families import FAMILIES
 from gancompress.loading import load_gan
-from gancompress.planning import ch_mul_for
 from gancompress.scaling import _positions, _sizes, initialise_from
+from gancompress.students import ch_mul_for
 
 PARTS = ["generator", "discriminator"]
 every = pytest.mark.parametrize(("family", "fields"), [pytest.param(f, v, id=f"{f}{i}") for f, variants in SMALL.items() for i, v in enumerate(variants)])

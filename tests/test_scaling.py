@@ -13,8 +13,8 @@ from gancompress.errors import UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN
 from gancompress.layers import scale_width
-from gancompress.planning import ch_mul_for, parse_target
 from gancompress.scaling import channel_scores, initialise_from
+from gancompress.students import ch_mul_for, parse_target
 
 ARCHS = {
     "dcgan": {"resolution": 16, "nc": 1, "nz": 6, "width": 8},

@@ -1,0 +1,107 @@
+"""The student's architecture: how wide, of which family, and what it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from gancompress.config import Recipe
+from gancompress.cost import Cost, gan_cost, generator_cost
+from gancompress.errors import UsageError
+from gancompress.families import FAMILIES
+from gancompress.gan import GAN, Family
+from gancompress.scaling import initialise_from
+
+
+def parse_target(text: str, unit: str) -> float:
+    """``500k``, ``2.5M``, ``1MB``, ``1MiB``, ``800000``; the unit (such as B) may follow the multiplier."""
+    match = re.fullmatch(rf"([\d.]+)\s*(?:([kKmMgG])(i(?=B))?)?(?:{unit})?", text.strip())
+    try:
+        if match:
+            return float(match.group(1)) * (1024 if match.group(3) else 1000) ** " kmg".index((match.group(2) or " ").lower())
+    except ValueError:
+        pass
+    raise UsageError(f"target {text!r}: expected a number such as 500k or 2M")
+
+
+def ch_mul_for(family: Family, arch: Any, cost: Callable[[Cost], float], limit: float, what: str) -> float:
+    """The largest ch_mul in (0, 1] whose generator stays within ``limit``, to a thousandth.
+
+    Raises:
+        UsageError: even the narrowest student is above it.
+    """
+    low, high = 0, 1000
+    if cost(generator_cost(family, arch)) <= limit:
+        return 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(generator_cost(family, family.scale(arch, middle / 1000))) <= limit else (low, middle)
+    if low == 0:
+        least = cost(generator_cost(family, family.scale(arch, 0.001)))
+        raise UsageError(f"{what}: not even one channel a layer comes down to {limit:,.0f}; the least is {least:,.0f}")
+    return low / 1000
+
+
+def target_width(teacher: GAN | None, family: Family, arch: Any, params: str | None, macs: str | None, size: str | None) -> tuple[float, str] | None:
+    """(ch_mul, sentence for the plan) of the one target given, or None."""
+    given = [(n, v) for n, v in (("--target-params", params), ("--target-macs", macs), ("--target-size", size)) if v is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UsageError(f"{given[0][0]} and {given[1][0]}: give one target")
+    name, text = given[0]
+    costs: dict[str, Callable[[Cost], float]] = {
+        "--target-params": lambda c: c.parameters,
+        "--target-macs": lambda c: c.macs_in,
+        "--target-size": lambda c: c.bytes,
+    }
+    if name == "--target-macs" and text.strip()[-1:] in ("x", "×"):
+        times = parse_target(text.strip()[:-1], "")
+        if times < 1:
+            raise UsageError(f"{name} {text}: a student has fewer multiply-adds than its teacher; 4x means a quarter")
+        limit = (gan_cost(teacher) if teacher else generator_cost(family, arch)).macs_in / times
+    else:
+        limit = parse_target(text, "B" if name == "--target-size" else "(?:MACs)?")
+    ch_mul = ch_mul_for(family, arch, costs[name], limit, f"{name} {text}")
+    return ch_mul, f"{name} {text}: ch_mul {ch_mul:g} chosen"
+
+
+def student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) -> tuple[Family, Any, Any]:
+    """(family, arch at full width, arch at ch_mul) of the student, each with the fields set by hand."""
+    name = recipe.student.family or (teacher.family.name if teacher else None)
+    if name is None:
+        raise UsageError("no teacher and no architecture", "name the student's: --arch dcgan student.arch.width=64")
+    if name == "module":
+        name = "dcgan"
+    if name not in FAMILIES:
+        raise UsageError(f"no family {name!r}", f"families: {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    if teacher and teacher.family.name == name:
+        full = teacher.arch
+    elif teacher:
+        shared = {"resolution", "nc", "nc_in", "nz", "classes"} & {f.name for f in dataclasses.fields(family.Arch)}
+        full = family.build_arch(None, {k: getattr(teacher.arch, k) for k in shared if hasattr(teacher.arch, k)})
+    else:
+        full = family.build_arch(None, {"nc": images_nc} if images_nc and "nc" not in recipe.student.arch else {})
+    own = family.build_arch(full, recipe.student.arch) if recipe.student.arch else full
+    return family, own, own if exact_widths(recipe) else family.scale(own, recipe.student.ch_mul)
+
+
+def exact_widths(recipe: Recipe) -> bool:
+    """Widths given by hand are meant as they stand; ch_mul then says nothing."""
+    return any(key.endswith(("width", "widths")) for key in recipe.student.arch)
+
+
+def initialise(recipe: Recipe, teacher: GAN | None, student: GAN) -> list[str]:
+    init = recipe.student.init
+    if init == "random" or teacher is None:
+        return []
+    if teacher.family.name != student.family.name:
+        return [f"student.init={init} needs a teacher of the student's family; it starts from random weights"]
+    try:
+        initialise_from(teacher.generator, student.generator, student.family.axes(student.arch, "generator"), init)
+    except (KeyError, RuntimeError):
+        raise UsageError(f"student.init={init}: the student's layers are not the teacher's with fewer channels", "student.init=random") from None
+    return []
