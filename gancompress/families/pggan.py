@@ -297,7 +297,7 @@ def _read_generator(file: _File, blocks: int, config: Mapping[str, Any], options
     return fields | {"g_leak": _hint(config, "leakyReluLeak", 0.2), "output": output}
 
 
-def _read_discriminator(file: _File, blocks: int, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _read_discriminator(file: _File, blocks: int, config: Mapping[str, Any]) -> dict[str, Any]:
     widths = [file.take("from_rgb", None, None, 1, 1)]
     nc = file.state["from_rgb.weight"].shape[1]
     for i in range(blocks):
@@ -337,13 +337,13 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
         raise Mismatch(f"{share:.0%} of the keys are those of a progressive GAN", score / 2)
     if tf and (function := _hint(config, "build_func_name", "G_paper")) not in ("G_paper", "D_paper"):
         raise Mismatch(f"a network of the function {function}, not of a progressive GAN", score / 2)
-    blocks = len({m[0] for key in state if (m := re.match(r"scaleLayers\.\d+\.|(?!4x4/)\d+x\d+/", key))})
+    named = [name for name in map(_plain, state) if NAMES[part, tf].fullmatch(name)]
+    blocks = len({m[0] for name in named if (m := re.match(r"scaleLayers\.\d+\.|(?!4x4/)\d+x\d+/", name))})
     if blocks > MAX_BLOCKS:
         raise Mismatch(f"{blocks} resolutions are here, more than any image has", score / 2)
     fused = any("/Conv0_up/" in key or "/Conv1_down/" in key for key in state)
     file = _File(state, score, _layers_of(part, tf, blocks, fused), tf, _hint(config, "use_wscale" if tf else "equalizedlR", True))
-    read_part = _read_generator if part == "generator" else _read_discriminator
-    fields = read_part(file, blocks, config, options) | ({"d_fused": fused} if part == "discriminator" else {})
+    fields = _read_generator(file, blocks, config, options) if part == "generator" else _read_discriminator(file, blocks, config) | {"d_fused": fused}
     lod = file.rest.pop("lod", None)
     # the image layers of lower resolutions have no effect at full growth
     rgb = re.sub(r"\d+$", "", file.layers["to_rgb" if part == "generator" else "from_rgb"])
@@ -368,10 +368,11 @@ def build_arch(base: Arch | None, values: Mapping[str, Any]) -> Arch:
     values = dict(values)
     try:
         inputs, width, d_width = (None if (v := values.pop(k, None)) is None else int(v) for k in ("inputs", "width", "d_width"))
-    except ValueError:
+    except (TypeError, ValueError):
         raise UsageError("inputs, width and d_width are whole numbers") from None
-    if min(width or 1, d_width or 1) < 1:
-        raise UsageError(f"width={width}, d_width={d_width}: at least 1")
+    for name, value in (("width", width), ("d_width", d_width)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value}: at least 1")
     fields = parse_arch(Arch, values)
     known = dataclasses.asdict(base or Arch())
     resolution = fields.get("resolution", known["resolution"])

@@ -88,8 +88,8 @@ class Norm(nn.Module):
         if arch.classes:
             self.affine = nn.Linear(arch.embedding, 2 * width)
             nn.init.zeros_(self.affine.weight)
-            with torch.no_grad():
-                self.affine.bias.copy_(torch.cat([torch.ones(width), torch.zeros(width)]))
+            nn.init.zeros_(self.affine.bias)
+            nn.init.ones_(self.affine.bias[:width])
 
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
         x = self.bn(x)
@@ -216,22 +216,23 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     Raises:
         Mismatch: naming the first key that is missing or does not fit.
     """
-    part: Part = "discriminator" if "fc_src.weight_orig" in state else "generator"
-    ends = ("layers.0.weight_orig", "embeding.weight_orig") if part == "discriminator" else ("colorize.weight", "embeding.weight", "fc.weight")
-    found = [state[key] for key in ends if key in state]
-    if len(found) < len(ends) or [t.ndim for t in found] != [4, 2, 2][: len(ends)]:
-        here = sum(key in state for key in ends)
-        raise Mismatch(f"{next((k for k in ends if k not in state), ends[0])} is missing or of another kind", 0.4 * (here - 1) if here > 1 else 0.0)
+    part: Part = "generator" if any(key.startswith("blocks.") for key in state) else "discriminator"
+    score = 0.8 if {"embeding.weight", "embeding.weight_orig", "colorize.weight", "fc_src.weight_orig"} & set(state) else 0.0
+    telling = {"colorize.weight": 4, "embeding.weight": 2, "fc.weight": 2} if part == "generator" else {"layers.0.weight_orig": 4, "embeding.weight_orig": 2}
+    for key, dimensions in telling.items():
+        if key not in state:
+            raise Mismatch(f"{key} is missing", score)
+        if state[key].ndim != dimensions or not state[key].numel():
+            raise Mismatch(f"{key} has shape {tuple(state[key].shape)}, expected {dimensions} dimensions", score)
+    found = [state[key] for key in telling]
     depth = len({m[0] for key in state if (m := re.match(r"(blocks|layers)\.\d+\.", key))})
     if not 1 <= depth <= MAX_DEPTH:
-        raise Mismatch(f"{depth} blocks are here, expected 1 to {MAX_DEPTH}", 0.4)
+        raise Mismatch(f"{depth} blocks are here, expected 1 to {MAX_DEPTH}", score)
     fields: dict[str, Any] = {"resolution": 4 << depth, "classes": found[1].shape[0]}
     if part == "generator":
         fields |= {"nc": found[0].shape[0], "ch": found[0].shape[1], "embedding": found[1].shape[1], "nz": found[2].shape[1], "convolution": "depthwise"}
     else:
         fields |= {"nc": found[0].shape[1], "d_ch": found[0].shape[0]}
-    if 0 in fields.values():
-        raise Mismatch("a tensor without values", 0.4)
     with torch.device("meta"):
         net = Generator(Arch(**fields)) if part == "generator" else Discriminator(Arch(**fields))
     out, rest = {}, dict(state)
