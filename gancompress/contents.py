@@ -94,7 +94,9 @@ def _attributes(module: Inert) -> dict[str, Any]:
 
 def _module_config(module: Inert) -> dict[str, Any]:
     attributes = _attributes(module)
-    return plain(attributes.get("_init_kwargs")) | plain(attributes.get("static_kwargs"))
+    # TensorFlow networks of several papers have the same names of variables; this tells them apart
+    function = {k: v for k, v in attributes.items() if k == "build_func_name"}
+    return plain(attributes.get("_init_kwargs")) | plain(attributes.get("static_kwargs")) | plain(function)
 
 
 def _module_state(module: Inert) -> StateDict:
@@ -122,7 +124,9 @@ def _module_state(module: Inert) -> StateDict:
 def _tf_variables(variables: list[Any]) -> StateDict:
     """TensorFlow variables pickled as (name, array): PGGAN, StyleGAN, StyleGAN2."""
     pairs = [v for v in variables if isinstance(v, tuple) and len(v) == 2]
-    return {str(name): torch.from_numpy(np.ascontiguousarray(array)) for name, array in pairs if isinstance(array, np.ndarray) and array.dtype.kind in "fiu"}
+    # one of no dimensions, such as lod, is a numpy scalar
+    arrays = [(str(name), np.ascontiguousarray(value)) for name, value in pairs if isinstance(value, np.ndarray | np.generic)]
+    return {name: torch.from_numpy(array) for name, array in arrays if array.dtype.kind in "fiu"}
 
 
 def strip(state: StateDict) -> StateDict:

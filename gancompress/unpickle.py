@@ -115,6 +115,11 @@ def _rebuild_parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
     return data
 
 
+def _array_from_buffer(buffer: Any, dtype: Any, shape: Any, order: str = "C") -> Any:
+    """An array as pickle protocol 5 writes it."""
+    return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
 def _load_from_bytes(data: bytes) -> Any:
     return _read_torch_stream(io.BytesIO(data), len(data), collections.Counter())
 
@@ -135,6 +140,8 @@ def _allowed() -> dict[tuple[str, str], Any]:
         ("builtins", "set"): set,
         ("__builtin__", "set"): set,
     }
+    for package in ("numpy.core.numeric", "numpy._core.numeric"):
+        found[package, "_frombuffer"] = _array_from_buffer
     for package in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
         for name in ("dtype", "ndarray", "_reconstruct", "scalar"):
             if hasattr(np, name) or hasattr(multiarray, name):

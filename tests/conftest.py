@@ -27,6 +27,27 @@ SMALL = {
         {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (8, 8), "d_widths": (8, 8)},
         {"resolution": 8, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8)},
     ],
+    "pggan": [
+        {"resolution": 16, "nz": 4, "g_widths": (8, 6, 4), "d_widths": (4, 6, 8), "d_hidden": 8},
+        {
+            "resolution": 8,
+            "nz": 4,
+            "nc": 1,
+            "classes": 3,
+            "g_widths": (8, 4),
+            "d_widths": (4, 8),
+            "d_hidden": 4,
+            "d_outputs": 4,
+            "g_bias": "position",
+            "d_stddev": "zoo",
+            "output": "tanh",
+        },
+        {"resolution": 4, "nz": 4, "nc": 1, "g_widths": (8,), "d_widths": (8,), "d_hidden": 8, "d_stddev": "none", "d_fused": True},
+    ],
+    "tinygan": [
+        {"resolution": 16, "nz": 4, "classes": 3, "ch": 4, "d_ch": 4, "embedding": 4},
+        {"resolution": 8, "nz": 4, "nc": 1, "classes": 0, "ch": 4, "d_ch": 4, "convolution": "standard"},
+    ],
 }
 
 torch.set_num_threads(1)
