@@ -404,3 +404,11 @@ def test_a_module_that_holds_itself_is_no_endless_loop(tmp_path):
     torch.save(net, path)
     with pytest.raises(CheckpointError, match=r"cycle\.pt"):
         gancompress.load(str(path))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numpy_arrays_are_read_whatever_the_protocol_of_the_pickle(protocol, order, tmp_path):
+    array = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)) if order == "F" else np.arange(6, dtype=np.float32).reshape(2, 3)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": array}, protocol=protocol))
+    assert np.array_equal(open_checkpoint(tmp_path / "a.pkl").content["w"], array)
