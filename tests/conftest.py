@@ -27,6 +27,7 @@ SMALL = {
         {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (8, 8), "d_widths": (8, 8)},
         {"resolution": 8, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8)},
     ],
+    "sngan24": [{"nz": 4, "g_widths": (8, 6, 4), "d_widths": (4, 6, 8)}],
     "sngan": [
         {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (8, 8), "g_identity": (0,), "d_widths": (4, 4, 8), "d_down": 1},
         {"resolution": 12, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4, 6), "d_widths": (4, 8), "d_down": 2},
