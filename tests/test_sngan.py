@@ -435,7 +435,7 @@ def test_networks_begin_as_the_papers_begin():
     for conv, gain in ((net.blocks[1].conv1, math.sqrt(2)), (net.blocks[1].shortcut, 1), (net.conv, 1)):
         weight = conv.parametrizations.weight.original
         bound = gain * math.sqrt(6 / (weight[0].numel() + weight[:, 0].numel()))
-        assert 0.98 * bound < float(weight.abs().max()) <= bound
+        assert 0.98 * bound < weight.abs().max().item() <= bound
 
 
 def test_width_and_d_width_are_mimicry_s_ngf_and_ndf():
