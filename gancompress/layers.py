@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from gancompress.gan import StateDict
+from gancompress.gan import Mismatch, StateDict
 
 
 def with_labels(z: Tensor, condition: Tensor | None, classes: int, nz: int) -> Tensor:
@@ -96,6 +96,9 @@ def read_spectral(state: StateDict, eps: float = 1e-12) -> StateDict:
     (``parametrizations.weight.original, .0._u, .0._v``): u . W v as stored. The hook of torch 0.4 (``weight_orig, weight, weight_u``):
     ``weight`` is divided already. BigGAN (``weight, u0, sv0``), mimicry (``weight, sn_u, sn_sigma``) and the SAGAN wrapper
     (``module.weight_bar, .weight_u, .weight_v``): one more power step from u.
+
+    Raises:
+        Mismatch: a vector that does not fit its weight.
     """
     out = dict(state)
 
@@ -104,6 +107,8 @@ def read_spectral(state: StateDict, eps: float = 1e-12) -> StateDict:
         out[f"{prefix}parametrizations.weight.0.u"], out[f"{prefix}parametrizations.weight.0.v"] = u, v
 
     def stepped(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        if weight.ndim < 2 or u.numel() != weight.shape[0]:
+            raise Mismatch(f"{key} has shape {tuple(u.shape)}: no vector of a spectral norm of a weight of shape {tuple(weight.shape)}", 0.5)
         matrix = weight.flatten(1).float()
         v = F.normalize(u.flatten().float() @ matrix, dim=0, eps=eps)
         return F.normalize(matrix @ v, dim=0, eps=eps), v

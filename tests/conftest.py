@@ -48,6 +48,22 @@ SMALL = {
         {"resolution": 16, "nz": 4, "classes": 3, "ch": 4, "d_ch": 4, "embedding": 4},
         {"resolution": 8, "nz": 4, "nc": 1, "classes": 0, "ch": 4, "d_ch": 4, "convolution": "standard"},
     ],
+    "sngan24": [{"nz": 4, "g_widths": (8, 6, 4), "d_widths": (4, 6, 8)}],
+    "sngan": [
+        {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (8, 8), "g_identity": (0,), "d_widths": (4, 4, 8), "d_down": 1},
+        {"resolution": 12, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4, 6), "d_widths": (4, 8), "d_down": 2},
+        {
+            "resolution": 8,
+            "nz": 4,
+            "classes": 2,
+            "g_widths": (16, 16),
+            "g_spectral": True,
+            "g_attention": 1,
+            "d_widths": (16, 16),
+            "d_down": 1,
+            "d_attention": 1,
+        },
+    ],
 }
 
 torch.set_num_threads(1)
