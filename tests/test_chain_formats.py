@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+import time
 import types
 
 import pytest
@@ -163,6 +164,24 @@ def test_a_critic_of_another_family_leaves_the_generator_alone(wgan_run):
     assert any("mlp discriminator, left aside" in other for other in found.others)
 
 
+@pytest.mark.parametrize(
+    ("family", "part", "fields", "values"),
+    [
+        (DCGAN, "generator", {}, 3_578_628),
+        (DCGAN, "generator", {"g_extra": 1}, 3_615_749),
+        (DCGAN, "generator", {"g_norm": "none"}, 3_574_784),
+        (DCGAN, "discriminator", {}, 2_767_363),
+        (MLP, "generator", {"resolution": 64}, 6_880_768),
+        (DCGAN, "generator", {"nz": 64, "nc": 3}, 3_283_716),  # pytorch_GAN_zoo's
+    ],
+)
+def test_upstream_s_own_sizes_have_as_many_values_as_upstream_s_files(family, part, fields, values):
+    """Counts, buffers included, of state dicts that the upstream classes gave."""
+    with torch.device("meta"):
+        net = getattr(family, part)(family.build_arch(None, fields))
+    assert sum(t.numel() for t in net.state_dict().values()) == values
+
+
 # ---------------------------------------------------------------------------------------------------------------- pytorch_GAN_zoo
 
 
@@ -317,10 +336,25 @@ def test_a_key_missing_from_a_sorted_wassersteingan_file_is_named():
         DCGAN.read(state, {})
 
 
-@pytest.mark.parametrize("fields", [{"g_extra": -1}, {"d_extra": 65}, {"output": "sine"}])
+def test_thousands_of_layers_are_refused_at_once():
+    state = {f"a{i}.weight": torch.zeros(1, 1, 4, 4) for i in range(5000)} | {f"b{i}.weight": torch.zeros(1) for i in range(5000)}
+    start = time.perf_counter()
+    with pytest.raises(Mismatch, match="5000 are here"):
+        DCGAN.read(state, {})
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("fields", [{"g_extra": -1}, {"d_extra": 80}, {"output": "sine"}])
 def test_fields_that_cannot_be_are_refused(fields):
     with pytest.raises(UsageError, match=next(iter(fields))):
         DCGAN.build_arch(None, fields)
+
+
+def test_what_no_file_tells_of_a_chain_is_said():
+    said = " ".join(DCGAN.read(named(sequential_generator(6, (8, 4), 3)), {}).assumptions)
+    for words in ("strides 1 then 2", "ReLU and tanh", "--reader output=linear", "running statistics", "--classes N"):
+        assert words in said
+    assert "running statistics" not in " ".join(DCGAN.read(named(sequential_generator(6, (8, 4), 3, norm="none")), {}).assumptions)
 
 
 def test_one_latent_is_read_as_such_where_names_do_not_say_otherwise():

@@ -115,6 +115,17 @@ def test_the_averaged_generator_is_told_by_its_file_s_name(save, tmp_path):
     gives(tmp_path / "run", G_RAW, ema=False)
 
 
+RAW = ["g", "G", "netG", "netG_state_dict", "generator", "gen", "G_state_dict", "model_state_dict", "state_dict", "model", "params", "net"]
+
+
+@pytest.mark.parametrize("g", RAW)
+@pytest.mark.parametrize("d", ["d", "D", "netD", "netD_state_dict", "discriminator", "critic"])
+def test_every_usual_name_of_a_network_is_looked_under(save, g, d):
+    path = save({g: named(G), d: named(D), "epoch": 3})
+    gives(path)
+    judges(path)
+
+
 @pytest.mark.parametrize("name", ["g_ema", "ema", "avgG", "netG_ema", "params_ema", "generator_ema", "G_ema"])
 def test_every_usual_name_of_an_average_is_known(save, name):
     path = save({"netG": named(G_RAW), name: named(G)})

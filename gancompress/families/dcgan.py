@@ -26,6 +26,7 @@ from gancompress.errors import UsageError
 from gancompress.gan import Axes, Family, Mismatch, Part, Reading, StateDict, parse_arch
 from gancompress.layers import hint, natural_key, scale_width, with_labels
 
+MAX_LAYERS = 80
 Norm = Literal["batch", "batch-noaffine", "none"]
 
 
@@ -62,8 +63,8 @@ class Arch:
                 raise UsageError(f"dcgan {name}={widths}: resolution {self.resolution} has {hidden} positive widths")
         if min(self.nz, self.nc) < 1 or self.classes < 0 or self.d_classes not in (0, self.classes):
             raise UsageError(f"dcgan nz={self.nz}, nc={self.nc}, classes={self.classes}, d_classes={self.d_classes}: out of range")
-        if not 0 <= min(self.g_extra, self.d_extra) <= max(self.g_extra, self.d_extra) <= 64:
-            raise UsageError(f"dcgan g_extra={self.g_extra}, d_extra={self.d_extra}: 0 ... 64")
+        if not 0 <= min(self.g_extra, self.d_extra) <= max(self.g_extra, self.d_extra) < MAX_LAYERS:
+            raise UsageError(f"dcgan g_extra={self.g_extra}, d_extra={self.d_extra}: 0 ... {MAX_LAYERS - 1}")
 
     def extras(self, part: Part) -> range:
         """Places of the 3x3 layers among all layers of a network."""
@@ -205,8 +206,8 @@ def _chain(modules: dict[str, StateDict], heads: set[int]) -> tuple[Part, list[s
     shapes = [tuple(modules[p]["weight"].shape) for p in convs]
     extra = [i for i, shape in enumerate(shapes) if shape[2:] == (3, 3) and shape[0] == shape[1]]
     large = len(convs) - len(extra)
-    if large < 2:
-        raise Mismatch(f"a DCGAN is a chain of 4x4 convolutions; {large} are here")
+    if not 2 <= large <= len(convs) <= MAX_LAYERS:
+        raise Mismatch(f"a DCGAN is a chain of 2 to {MAX_LAYERS} convolutions of 4x4; {large} are here")
     score = sum(shape[2:] == (4, 4) for shape in shapes) / (large + len(others))
     if others:
         unexpected = [f"{p}.{leaf}" if p else leaf for p in others for leaf in modules[p]]
@@ -254,9 +255,9 @@ def _match_norms(modules: dict[str, StateDict], part: Part, convs: list[str], no
     """{index of convolution: prefix of its BatchNorm}, by order and size; raises Mismatch naming what does not fit."""
     axis = 1 if part == "generator" else 0
     widths = [modules[p]["weight"].shape[axis] for p in convs]
-    order = list(modules)
+    order = {prefix: i for i, prefix in enumerate(modules)}
     # where each follows a convolution of its own in the file, that one is meant; else (conv1, conv2, bn1, bn2) sizes decide
-    behind = [sum(order.index(c) < order.index(p) for c in convs) - 1 for p in norms]
+    behind = [sum(order[c] < order[p] for c in convs) - 1 for p in norms]
     ordered = len(set(behind)) == len(norms) and all(
         0 <= i < len(convs) - 1 and "running_mean" in modules[p] and modules[p]["running_mean"].numel() == widths[i] for i, p in zip(behind, norms, strict=True)
     )
@@ -348,7 +349,9 @@ def _read(modules: dict[str, StateDict], options: Mapping[str, Any]) -> Reading:
             for leaf, tensor in modules[matched[i]].items():
                 out[f"layers.{i}.norm.{leaf}"] = tensor
             out.setdefault(f"layers.{i}.norm.num_batches_tracked", torch.tensor(0))
-    assumptions = ["convolutions without a bias get one of zero, since others have one"] if any(biased) != all(biased) else []
+    assumptions = ["BatchNorm with its running statistics, as in evaluation"] if matched else []
+    if any(biased) != all(biased):
+        assumptions.append("convolutions without a bias get one of zero, since others have one")
 
     fields: dict[str, Any] = {"resolution": 4 << (hidden - extra)}
     inputs = shapes[0][1 - axis]
