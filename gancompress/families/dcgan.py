@@ -201,13 +201,13 @@ def _chain(modules: dict[str, StateDict], heads: set[int]) -> tuple[Part, list[s
     ``heads``: how many outputs a discriminator may end in.
     """
     convs = [p for p, m in modules.items() if "weight" in m and m["weight"].ndim == 4]
-    norms = [p for p, m in modules.items() if p not in convs and all(t.ndim <= 1 for t in m.values())]
-    others = [p for p in modules if p not in convs and p not in norms]
     shapes = [tuple(modules[p]["weight"].shape) for p in convs]
     extra = [i for i, shape in enumerate(shapes) if shape[2:] == (3, 3) and shape[0] == shape[1]]
     large = len(convs) - len(extra)
     if not 2 <= large <= len(convs) <= MAX_LAYERS:
         raise Mismatch(f"a DCGAN is a chain of 2 to {MAX_LAYERS} convolutions of 4x4; {large} are here")
+    norms = [p for p, m in modules.items() if p not in convs and all(t.ndim <= 1 for t in m.values())]
+    others = [p for p, m in modules.items() if p not in convs and any(t.ndim > 1 for t in m.values())]
     score = sum(shape[2:] == (4, 4) for shape in shapes) / (large + len(others))
     if others:
         unexpected = [f"{p}.{leaf}" if p else leaf for p in others for leaf in modules[p]]
