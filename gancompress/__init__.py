@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gancompress.api import distill as distill
     from gancompress.api import inspect as inspect
     from gancompress.api import sample as sample
+    from gancompress.exporter import convert as convert
     from gancompress.exporter import export as export
     from gancompress.loading import load as load
     from gancompress.metrics import evaluate as evaluate
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 # imported when first used: ``import gancompress`` and ``--help`` do not pay for torch
 _PUBLIC = {
+    "convert": "gancompress.exporter",
     "distill": "gancompress.api",
     "evaluate": "gancompress.metrics",
     "export": "gancompress.exporter",
@@ -25,7 +27,7 @@ _PUBLIC = {
     "sample": "gancompress.api",
 }
 
-__all__ = ["distill", "evaluate", "export", "inspect", "load", "sample"]
+__all__ = ["convert", "distill", "evaluate", "export", "inspect", "load", "sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,22 +33,34 @@ def recipe_table() -> list[dict[str, Any]]:
     return rows
 
 
-def inspect(source: str, *, discriminator: str | None = None, family: str | None = None, **reader_options: Any) -> dict[str, Any]:
-    """What a source holds, as a JSON-able dict: family, architecture, costs, contents, assumptions, recipes it can feed.
+def inspect(source: str, *, discriminator: str | None = None, **reader_options: Any) -> dict[str, Any]:
+    """What a source holds, as a JSON-able dict: family, architecture, latents, costs, contents, assumptions, recipes it can feed.
 
     Raises:
         GanCompressError: the source is missing, unsafe, damaged or of no family we know.
     """
-    found = find(source, discriminator=discriminator, family=family, options=reader_options)
+    found = find(source, discriminator=discriminator, options=reader_options)
     parts = {n.reading.part for n in found.networks}
+    taken = [found.network("generator"), found.network("discriminator")]
     result: dict[str, Any] = {
         "source": source,
         "container": found.container,
         "bytes": found.file_bytes,
         "family": found.family.name,
+        "resolution": found.arch.resolution,
+        "channels": found.arch.nc,
+        "latents": f"{found.arch.nz} numbers, standard normal" if found.arch.nz else "an image",
+        "classes": found.arch.classes,
         "arch": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(found.arch).items()},
         "contents": [
-            {"where": n.where, "part": n.reading.part, "ema": n.ema, "parameters": _count(found.family, found.arch, n.reading.part)} for n in found.networks
+            {
+                "where": n.where,
+                "part": n.reading.part,
+                "ema": n.ema,
+                "taken": any(n is t for t in taken),
+                "parameters": _count(found.family, found.arch, n.reading.part),
+            }
+            for n in found.networks
         ],
         "others": found.others,
         "assumptions": found.assumptions,
@@ -57,6 +69,7 @@ def inspect(source: str, *, discriminator: str | None = None, family: str | None
     if "generator" in parts:
         cost = generator_cost(found.family, found.arch)
         result |= {"parameters": cost.parameters, "macs_input_convention": cost.macs_in, "macs_output_convention": cost.macs_out}
+        result["generator_bytes"] = cost.bytes
     result["recipes"] = {}
     has = {"teacher_images"} if "generator" in parts else set()
     has |= {"teacher_discriminator"} if "discriminator" in parts else set()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from gancompress.errors import CheckpointError, GanCompressError
 from gancompress.gan import Family, Part
@@ -79,19 +79,24 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_networks(path: Path, family: Family, arch: Any, networks: dict[Part, nn.Module], facts: dict[str, Any], dtype: torch.dtype | None = None) -> None:
-    """One safetensors file with the networks' weights and, in its metadata, all it takes to rebuild them.
+    """One safetensors file with the networks' weights and, in its metadata, all it takes to rebuild them. Tied weights are written apart.
 
     Args:
         facts: further JSON-able entries of the metadata (recipe, teacher's hash).
         dtype: of floating-point tensors; None keeps them.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    memory: set[int] = set()
     for part, net in networks.items():
         for key, tensor in net.state_dict().items():
             tensor = tensor.detach().cpu()
             if dtype is not None and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
-            tensors[f"{part}.{key}"] = tensor.contiguous()
+            tensor = tensor.contiguous()
+            if (address := tensor.untyped_storage().data_ptr()) in memory:  # safetensors takes no tensor twice
+                tensor = tensor.clone()
+            memory.add(address)
+            tensors[f"{part}.{key}"] = tensor
     described = {"format": FORMAT_VERSION, "family": family.name, "arch": dataclasses.asdict(arch), "output_range": [-1, 1], **facts}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(described, sort_keys=True)}
     size = sum(t.numel() * t.element_size() for t in tensors.values())

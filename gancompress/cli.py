@@ -58,12 +58,15 @@ Data = Annotated[Optional[str], typer.Option("--data", help="Real images, or wha
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 ReaderOption = Annotated[Optional[list[str]], typer.Option("--reader", metavar="KEY=VALUE", help="What no file tells: nc=1, output=linear, nz=64.")]  # noqa: UP045
+FamilyOption = Annotated[Optional[str], typer.Option("--family", help="Read it as this family, and say what does not fit.")]  # noqa: UP045
+Key = Annotated[Optional[str], typer.Option("--key", help="Place in the file of the network to take, as inspect prints it.")]  # noqa: UP045
 
 
-def _reader_options(classes: int | None, reader: list[str] | None) -> dict[str, Any]:
+def _reader_options(classes: int | None, reader: list[str] | None, family: str | None = None, key: str | None = None) -> dict[str, Any]:
     from gancompress.config import parse_override
 
-    return dict(parse_override(text) for text in reader or []) | ({"classes": classes} if classes else {})
+    flags = {"classes": classes, "family": family, "key": key}
+    return dict(parse_override(text) for text in reader or []) | {name: value for name, value in flags.items() if value}
 
 
 def _device(name: str) -> Any:
@@ -82,12 +85,14 @@ def inspect(
     discriminator: Discriminator = None,
     classes: Classes = None,
     reader: ReaderOption = None,
+    family: FamilyOption = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Tell what a checkpoint is, what it holds, and which recipes it can feed."""
     from gancompress import api, screens
 
-    found = api.inspect(source, discriminator=discriminator, **_reader_options(classes, reader))
+    found = api.inspect(source, discriminator=discriminator, **_reader_options(classes, reader, family, key))
     typer.echo(json.dumps(found, indent=2)) if as_json else screens.show_inspection(found)
 
 
@@ -112,6 +117,8 @@ def distill(
     teacher_module: Annotated[Optional[str], typer.Option(help="A teacher of your own: file.py:factory.")] = None,  # noqa: UP045
     classes: Classes = None,
     reader: ReaderOption = None,
+    family: FamilyOption = None,
+    key: Key = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train a smaller student from a teacher. The same command again resumes."""
@@ -133,7 +140,8 @@ def distill(
     changes = [parse_override(w) for w in words] + [(k, v) for k, v in flags.items() if v is not None]
     _device(device)
     plan = make_plan(
-        teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator, reader_options=_reader_options(classes, reader),
+        teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
+        reader_options=_reader_options(classes, reader, family, key),
         target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
     )  # fmt: skip
     screens.show_plan(plan)
@@ -239,6 +247,27 @@ def export(
         raise UsageError("--out DIR is needed where the source is no run folder")
     target = write(source, out or Path(source) / "export", dtype, _reader_options(classes, reader))
     typer.echo(f'exported: {target}   load: gancompress.load("{target}")')
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint file, a directory with G and D, a run folder, or sample:dcgan-mnist.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write; it must not be there yet.")],
+    discriminator: Discriminator = None,
+    classes: Classes = None,
+    reader: ReaderOption = None,
+    family: FamilyOption = None,
+    key: Key = None,
+) -> None:
+    """Write a teacher as one self-describing safetensors file: generator (EMA preferred) and discriminator, nothing lost."""
+    from gancompress import api
+    from gancompress.console import size
+    from gancompress.exporter import convert as write
+
+    target = write(source, out, discriminator=discriminator, reader_options=_reader_options(classes, reader, family, key))
+    found = api.inspect(str(target))
+    parts = " and ".join(c["part"] for c in found["contents"])
+    typer.echo(f'converted: {target} ({found["family"]} {parts}, {size(found["bytes"])})   load: gancompress.load("{target}")')
 
 
 @app.command()

@@ -17,6 +17,8 @@ from gancompress.unpickle import Inert
 EMA_NAMES = {"g_ema", "ema", "avgg", "netg_ema", "params_ema", "generator_ema", "ema_generator", "gs"}
 G_NAMES = {"g", "netg", "generator", "gen", "netg_state_dict", "g_state_dict", "generator_state_dict", *EMA_NAMES}
 D_NAMES = {"d", "netd", "discriminator", "disc", "critic", "netd_state_dict", "d_state_dict", "discriminator_state_dict"}
+#: attributes that people keep their one network in; they say nothing of which it is
+WRAPPERS = {"model", "net", "network"}
 #: keys under which training code saves its settings beside the weights
 CONFIG_NAMES = {"config", "args", "opt", "options", "hparams"}
 #: the three networks of a pickle written by NVlabs' TensorFlow code, in its order
@@ -36,7 +38,7 @@ class Content:
 
 
 def contents(content: Any) -> tuple[list[Content], list[str]]:
-    """(every state dict, what else is worth naming) of an opened file."""
+    """(every state dict, what else is worth naming, to stand behind ``file:``) of an opened file."""
     if isinstance(content, tuple) and len(content) == len(TF_TRIPLE) and all(isinstance(c, Inert) for c in content):
         content = dict(zip(TF_TRIPLE, content, strict=True))
     return _walk(content, "", 0, {})
@@ -49,7 +51,7 @@ def _walk(content: Any, name: str, depth: int, config: Mapping[str, Any]) -> tup
     if not isinstance(content, dict) or depth > 3:
         return [], []
     if "param_groups" in content and "state" in content:
-        return [], [f"{name or 'the file'}: an optimizer's state"]
+        return [], [f"{name}: an optimizer's state" if name else " an optimizer's state"]
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if any(t.ndim >= 2 for t in tensors.values()) and 2 * len(tensors) > len(content):
         return [Content(name, tensors, dict(config))], []
@@ -138,13 +140,13 @@ def strip(state: StateDict) -> StateDict:
 
 
 def split(state: StateDict) -> dict[str, StateDict]:
-    """A flat dict of several networks (``netG.main.0.weight``, ``netD.main.0.weight``) by its first names."""
+    """A flat dict of networks (``netG.main.0.weight``, ``netD.main.0.weight``) by its first names; of one without the name before it."""
     groups: dict[str, StateDict] = {}
     for key, tensor in state.items():
         head, _, rest = key.partition(".")
         groups.setdefault(head, {})[rest] = tensor
     named = {head: group for head, group in groups.items() if head.lower() in G_NAMES | D_NAMES}
-    return named if len(named) > 1 or (named and len(named) < len(groups)) else {}
+    return named or (groups if len(groups) == 1 and set(groups) <= WRAPPERS else {})
 
 
 def is_ema(place: str, stem: str) -> bool:

@@ -1,4 +1,4 @@
-"""A student as files that load anywhere: model.safetensors and config.json, checked against the source network."""
+"""A network as files that load anywhere, checked against the source: a student's model.safetensors and config.json, a whole teacher's one file."""
 
 from __future__ import annotations
 
@@ -24,6 +24,32 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 def fixed_images(gan: GAN) -> torch.Tensor:
     """Images of 16 fixed latents."""
     return draw(gan, *gan.sample(16, rng(0, EVALUATION)), torch.device("cpu"))
+
+
+def convert(source: str, out: str | Path, *, discriminator: str | None = None, reader_options: dict[str, Any] | None = None) -> Path:
+    """Write any source's generator (the averaged one where there is one) and discriminator into one self-describing safetensors file.
+
+    Its metadata names the source and its sha256 (over names, shapes and values of all tensors as they are loaded, ``GAN.sha256``).
+
+    Raises:
+        UsageError: ``out`` exists or does not end in .safetensors. ParityError: what was written does not load as what was read;
+            nothing is left. GanCompressError: the source cannot be loaded or the file not written.
+    """
+    target = Path(out)
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target}: the name of a converted file ends in .safetensors")
+    if target.exists():
+        raise UsageError(f"{target} exists already", "choose another name")
+    gan = load_gan(source, discriminator=discriminator, options=reader_options)
+    if gan.family.name == "module":
+        raise UsageError(f"{source}: a module of your own is saved by your own code")
+    name, sha256 = Path(source).name if Path(source).exists() else source, gan.sha256()
+    save_networks(target, gan.family, gan.arch, gan.networks, {"source": name, "source_sha256": sha256})
+    again = load_gan(str(target))
+    if again.arch != gan.arch or again.sha256() != sha256:
+        target.unlink()
+        raise ParityError(f"{source}: what was written does not load as what was read; nothing was written")
+    return target
 
 
 def export(source: str, out: str | Path, dtype: str = "float32", reader_options: dict[str, Any] | None = None) -> Path:

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -26,11 +26,15 @@ Axes = dict[str, tuple[Axis, ...]]
 
 
 class Mismatch(Exception):
-    """A state dict is not of a family. ``score`` in [0, 1] tells how near it came, for the error message."""
+    """A state dict is not of a family. ``score`` in [0, 1] tells how near it came, for the error message.
 
-    def __init__(self, reason: str, score: float = 0.0) -> None:
+    ``missing``, ``unexpected``: further keys to name, where the reader knows them.
+    """
+
+    def __init__(self, reason: str, score: float = 0.0, *, missing: Sequence[str] = (), unexpected: Sequence[str] = ()) -> None:
         super().__init__(reason)
         self.score = score
+        self.missing, self.unexpected = tuple(missing), tuple(unexpected)
 
 
 @dataclass(frozen=True)

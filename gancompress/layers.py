@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from gancompress.gan import Mismatch, StateDict
+
+T = TypeVar("T")
 
 
 def with_labels(z: Tensor, condition: Tensor | None, classes: int, nz: int) -> Tensor:
@@ -27,6 +31,13 @@ def with_labels(z: Tensor, condition: Tensor | None, classes: int, nz: int) -> T
     if condition.shape != (len(z),):
         raise ValueError(f"labels have shape {tuple(condition.shape)}, expected ({len(z)},)")
     return torch.cat([z, F.one_hot(condition, classes).to(z.dtype)], 1)
+
+
+def hint(options: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    """A setting found beside the weights (``options["config"]``, which may hold anything), or None where it is not of that type."""
+    config = options.get("config")
+    value = config.get(name) if isinstance(config, Mapping) else None
+    return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
 
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:

@@ -27,6 +27,8 @@ from gancompress.unpickle import Opened, open_checkpoint
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 SHARED_FIELDS = {"resolution", "nc", "classes"}
+#: of names before a network's own in one flat dict
+MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -67,36 +69,54 @@ class Found:
 # ------------------------------------------------------------------------------------------------------------- networks of a file
 
 
-def _read_state(state: StateDict, family: str | None, options: Mapping[str, Any]) -> tuple[Family, Reading]:
-    best: tuple[Family, Mismatch] | None = None
+class _NoFamily(Exception):
+    """No reader takes a state dict. The message gives the objections of the nearest families, up to three, best first."""
+
+    def __init__(self, where: str, state: StateDict, misses: list[tuple[str, Mismatch]]) -> None:
+        misses = sorted(misses, key=lambda miss: -miss[1].score)
+        self.score = misses[0][1].score
+        near = [f"{name}: {_objection(miss)}" for name, miss in misses[:3] if miss.score >= max(0.01, self.score / 2)]
+        if not near:
+            near = [f"none is near; it begins with {', '.join(f'{k} {tuple(t.shape)}' for k, t in list(state.items())[:3])}"]
+        super().__init__(f"{where}: {'nearest family ' if self.score else ''}{near[0]}" + "".join(f"\n  or {line}" for line in near[1:]))
+
+
+def _objection(miss: Mismatch) -> str:
+    """A reader's reason, and the first keys where there are more than the reason names."""
+    lists = [(word, keys) for word, keys in (("missing", miss.missing), ("unexpected", miss.unexpected)) if len(keys) > 1]
+    more = [f"{word}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}" for word, keys in lists]
+    return str(miss) + (f" ({'; '.join(more)})" if more else "")
+
+
+def _read_state(state: StateDict, where: str, family: str | None, options: Mapping[str, Any]) -> tuple[Family, Reading]:
+    misses = []
     for candidate in [FAMILIES[family]] if family else FAMILIES.values():
         try:
             return candidate, candidate.read(state, options)
-        except Mismatch as error:
-            if best is None or error.score > best[1].score:
-                best = (candidate, error)
-    assert best is not None
-    raise Mismatch(f"nearest family {best[0].name}: {best[1]}", best[1].score)
+        except Mismatch as miss:
+            misses.append((candidate.name, miss))
+    raise _NoFamily(where, state, misses)
 
 
-def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[str, Any]) -> tuple[list[Network], list[str], Mismatch | None]:
+def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[str, Any]) -> tuple[list[Network], list[str], _NoFamily | None]:
     """Every network of one file, what else is in it, and the nearest miss."""
     pending, others = contents(opened.content)
+    others = [f"{path.name}:{other}" for other in others]
     networks: list[Network] = []
-    miss: Mismatch | None = None
+    miss: _NoFamily | None = None
     while pending:
         content = pending.pop(0)
         place, state = content.place, strip(content.state)
         where = f"{path.name}:{place}" if place else path.name
         try:
-            found, reading = _read_state(state, family, {**options, "config": {**content.config, **options["config"]}})
-        except Mismatch as error:
-            if parts := split(state):
-                pending += [Content(f"{place}.{head}" if place else head, part, content.config) for head, part in parts.items()]
-                continue
-            others.append(f"{place or path.name}: {len(state)} tensors of no family we know")
+            found, reading = _read_state(state, where, family, {**options, "config": {**content.config, **options["config"]}})
+        except _NoFamily as error:
             if miss is None or error.score > miss.score:
-                miss = Mismatch(f"{where}: {error}", error.score)
+                miss = error
+            if (parts := split(state)) and place.count(".") < MAX_DEPTH:
+                pending += [Content(f"{place}.{head}" if place else head, part, content.config) for head, part in parts.items()]
+            else:
+                others.append(f"{where}: {len(state)} tensors of no family we know")
             continue
         _check_values(state, path, place)
         networks.append(Network(found, reading, where, is_ema(place, path.stem)))
@@ -171,14 +191,19 @@ def _own_networks(opened: Opened, path: Path) -> tuple[list[Network], dict[str, 
     return networks, meta
 
 
-def find(source: str, *, discriminator: str | None = None, family: str | None = None, options: Mapping[str, Any] | None = None) -> Found:
+def find(source: str, *, discriminator: str | None = None, options: Mapping[str, Any] | None = None) -> Found:
     """Read a source without building anything.
+
+    Args:
+        options: those of the family's reader and its settings; ``family``: the only one to try; ``key``: the place of the network to
+            take among several of its part, as ``inspect`` prints it.
 
     Raises:
         MissingError, CheckpointError: nothing there, or nothing we can read; the message names file, key and reason.
         UsageError: networks that do not belong together, or an unknown option.
     """
-    options = _checked_options(options or {}, family)
+    options = _checked_options(options or {})
+    family, key = options.pop("family", None), options.pop("key", None)
     path = _resolve(source)
     files = _files_of(path) if path.is_dir() else [path]
     if discriminator:
@@ -188,7 +213,7 @@ def find(source: str, *, discriminator: str | None = None, family: str | None = 
     networks: list[Network] = []
     others: list[str] = []
     metadata: dict[str, Any] = {}
-    miss: Mismatch | None = None
+    miss: _NoFamily | None = None
     for file, content in opened.items():
         if METADATA_KEY in content.metadata:
             own, meta = _own_networks(content, file)
@@ -201,6 +226,7 @@ def find(source: str, *, discriminator: str | None = None, family: str | None = 
         miss = near if miss is None or (near and near.score > miss.score) else miss
     if not networks:
         raise _nothing_found(path, others, miss)
+    networks = _chosen(networks, key) if key else networks
     containers = " and ".join(dict.fromkeys(o.container for o in opened.values()))
     found = _assemble(source, path, containers, sum(f.stat().st_size for f in files), networks, others, metadata)
     known = found.family.options | found.family.settings
@@ -210,10 +236,19 @@ def find(source: str, *, discriminator: str | None = None, family: str | None = 
     return found
 
 
-def _checked_options(options: Mapping[str, Any], family: str | None) -> dict[str, Any]:
-    if family and family not in FAMILIES:
+def _chosen(networks: list[Network], key: str) -> list[Network]:
+    """Without the others of the same part as the one at ``key``."""
+    taken = [n for n in networks if key in (n.where, n.where.partition(":")[2])]
+    if not taken:
+        raise UsageError(f"--key {key}: no network is there", f"there is: {', '.join(n.where for n in networks)}")
+    parts = {n.reading.part for n in taken}
+    return [n for n in networks if any(n is t for t in taken) or n.reading.part not in parts]
+
+
+def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    if (family := options.get("family")) is not None and str(family) not in FAMILIES:
         raise UsageError(f"no family {family!r}", f"families: {', '.join(FAMILIES)}")
-    known = {o for f in FAMILIES.values() for o in f.options | f.settings}
+    known = {"family", "key"} | {o for f in FAMILIES.values() for o in f.options | f.settings}
     if unknown := set(options) - known:
         raise UsageError(f"unknown reader option {min(unknown)!r}", f"options: {', '.join(sorted(known))}")
     for key in {"classes", "nc"} & set(options):
@@ -236,9 +271,10 @@ def _config_beside(files: list[Path], opened: Mapping[Path, Opened]) -> dict[str
     return found
 
 
-def _nothing_found(path: Path, others: list[str], miss: Mismatch | None) -> CheckpointError:
+def _nothing_found(path: Path, others: list[str], miss: _NoFamily | None) -> CheckpointError:
     if miss is not None:
-        return CheckpointError(f"{path}: of no family we know. {miss}", "for an architecture of your own: --teacher-module file.py:factory")
+        hint = f"--family NAME tries one alone ({', '.join(FAMILIES)}); an architecture of your own: --teacher-module file.py:factory"
+        return CheckpointError(f"{path}: of no family we know. {miss}", hint)
     if any("optimizer" in o for o in others):
         return CheckpointError(f"{path}: this is an optimizer's state, not a network's weights", "give the file saved beside it (netG, G, generator)")
     return CheckpointError(f"{path}: no network's weights in it" + (f" ({'; '.join(others[:3])})" if others else ""))
@@ -317,7 +353,8 @@ def load(source: str | Path, part: Part = "generator", ema: bool = True, **reade
         part: "generator": ``G(inputs, condition=None) -> images (N, C, H, W) in [-1, 1]``;
             "discriminator": ``D(images, condition=None) -> logits (N,)`` before any sigmoid.
         ema: take the averaged weights where the file has both.
-        reader_options: what no file tells, such as ``classes=10`` for a one-hot conditional DCGAN.
+        reader_options: what no file tells, such as ``classes=10`` for a one-hot conditional DCGAN; ``family="dcgan"``: the only one
+            to try; ``key="netG"``: the place in the file, where there are several networks.
 
     Raises:
         GanCompressError: the source is missing, unsafe, damaged or holds no such part.

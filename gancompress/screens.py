@@ -21,9 +21,17 @@ def show_inspection(found: dict[str, Any]) -> None:
     rows = [
         ["container", f"{found['container']}, {size(found['bytes'])}"],
         ["family", found["family"]],
-        ["architecture", arch],
-        ["holds", "; ".join(f"{c['part']}{' (EMA)' if c['ema'] else ''} at {c['where']}" for c in found["contents"])],
+        ["images", f"{found['resolution']} x {found['resolution']}, {found['channels']} channels"],
     ]
+    if "generator" in have:
+        rows += [["latents", found["latents"]], ["classes", str(found["classes"] or "none")]]
+        rows.append(["size", f"{size(found['generator_bytes'])}, the generator in float32"])
+    rows.append(["architecture", arch])
+    parts = [c["part"] for c in found["contents"]]
+    for i, c in enumerate(found["contents"]):
+        kind = " (EMA)" if c["ema"] else " (raw)" if any(o["ema"] for o in found["contents"] if o["part"] == c["part"]) else ""
+        choice = (", taken" if c["taken"] else ", not taken: --key") if parts.count(c["part"]) > 1 else ""
+        rows.append(["" if i else "holds", f"{c['part']}{kind} at {c['where']}{choice}"])
     lacking = [f"no {p}" for p in ("generator", "discriminator") if p not in have]
     rows += [["", ", ".join(lacking)]] if lacking else []
     rows += [["also", other] for other in found["others"]]
@@ -36,7 +44,7 @@ def show_inspection(found: dict[str, Any]) -> None:
         stdout.print()
         columns = ["network", "parameters", "MACs, transposed convolutions at input positions", "MACs, at output positions"]
         rows = [["generator", number(found["parameters"]), number(found["macs_input_convention"]), number(found["macs_output_convention"])]]
-        rows += [["discriminator", number(c["parameters"]), "", ""] for c in found["contents"] if c["part"] == "discriminator"]
+        rows += [["discriminator", number(c["parameters"]), "", ""] for c in found["contents"] if c["part"] == "discriminator" and c["taken"]]
         stdout.print(table("cost of one image", columns, rows))
     stdout.print()
     rows = []

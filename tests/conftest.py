@@ -22,10 +22,11 @@ SMALL = {
     "dcgan": [
         {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (6,), "d_widths": (4,)},
         {"resolution": 16, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8)},
+        {"resolution": 16, "nc": 1, "nz": 4, "g_widths": (8, 4), "d_widths": (4, 8), "g_extra": 2, "d_extra": 1, "output": "linear"},
     ],
     "mlp": [
         {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (8, 8), "d_widths": (8, 8)},
-        {"resolution": 8, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8)},
+        {"resolution": 8, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8), "output": "linear", "d_activation": "relu"},
     ],
     "pggan": [
         {"resolution": 16, "nz": 4, "g_widths": (8, 6, 4), "d_widths": (4, 6, 8), "d_hidden": 8},
@@ -147,26 +148,35 @@ def faces_teacher(assets):
     return found[-1]
 
 
-def sequential_generator(nz, widths, nc, *, bias=False, norm="batch", dropout=False, seed=1):
-    """A DCGAN generator as an nn.Sequential, the way most people write one: the reference our reader is held against."""
+def sequential_generator(nz, widths, nc, *, bias=False, norm="batch", dropout=False, extra=0, seed=1):
+    """A DCGAN generator as an nn.Sequential, the way most people write one: the reference our reader is held against.
+
+    ``extra``: WassersteinGAN's 3x3 layers in front of the last.
+    """
     layers, n_in = [], nz
     for i, width in enumerate(widths):
         layers.append(nn.ConvTranspose2d(n_in, width, 4, *((1, 0) if i == 0 else (2, 1)), bias=bias))
         layers += [nn.BatchNorm2d(width, affine=norm == "batch")] if norm != "none" else []
         layers += [nn.ReLU()] + ([nn.Dropout(0.3)] if dropout and i == 1 else [])
         n_in = width
+    for _ in range(extra):
+        layers.append(nn.Conv2d(n_in, n_in, 3, 1, 1, bias=bias))
+        layers += [nn.BatchNorm2d(n_in), nn.ReLU()] if norm != "none" else [nn.ReLU()]
     return randomise(nn.Sequential(*layers, nn.ConvTranspose2d(n_in, nc, 4, 2, 1, bias=bias), nn.Tanh()), seed)
 
 
-def sequential_discriminator(nc, widths, *, bias=False, norm="batch", norm_first=False, dropout=False, seed=2):
-    """Its mirror; ends in the logits (N, 1, 1, 1)."""
+def sequential_discriminator(nc, widths, *, bias=False, norm="batch", norm_first=False, dropout=False, extra=0, heads=1, seed=2):
+    """Its mirror; ends in the logits (N, heads, 1, 1). ``extra``: 3x3 layers behind the first."""
     layers, n_in = [], nc
     for i, width in enumerate(widths):
         layers.append(nn.Conv2d(n_in, width, 4, 2, 1, bias=bias))
         layers += [nn.BatchNorm2d(width, affine=norm == "batch")] if norm != "none" and (i or norm_first) else []
         layers += [nn.LeakyReLU(0.2)] + ([nn.Dropout(0.3)] if dropout and i == 1 else [])
+        for _ in range(extra if i == 0 else 0):
+            layers.append(nn.Conv2d(width, width, 3, 1, 1, bias=bias))
+            layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)] if norm != "none" else [nn.LeakyReLU(0.2)]
         n_in = width
-    return randomise(nn.Sequential(*layers, nn.Conv2d(n_in, 1, 4, 1, 0, bias=bias)), seed)
+    return randomise(nn.Sequential(*layers, nn.Conv2d(n_in, heads, 4, 1, 0, bias=bias)), seed)
 
 
 def randomise(net, seed):
@@ -176,6 +186,44 @@ def randomise(net, seed):
         if tensor.is_floating_point():
             tensor.uniform_(0.2, 0.9, generator=rng) if tensor.ndim == 1 else tensor.normal_(0, 0.2, generator=rng)
     return net.eval().requires_grad_(False)
+
+
+def wgan_named(net):
+    """The state dict of such a net under WassersteinGAN's names, which tell each layer's place, widths and kind."""
+    convs = [m for m in net if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    state, extra, role = {}, 0, ""
+    for module in net:
+        if module in convs:
+            kind = "convt" if isinstance(module, nn.ConvTranspose2d) else "conv"
+            if module.kernel_size == (3, 3):
+                role, shape, extra = f"extra-layers-{extra}", str(module.out_channels), extra + 1
+            else:
+                role = {0: "initial", len(convs) - 1: "final"}.get(convs.index(module), "pyramid")
+                shape = f"{module.in_channels}-{module.out_channels}"
+            state[f"main.{role}:{shape}:{kind}.weight"] = module.weight
+        elif isinstance(module, nn.BatchNorm2d):
+            state |= {f"main.{role}:{module.num_features}:batchnorm.{leaf}": t for leaf, t in module.state_dict().items()}
+    return state
+
+
+def zoo_named(net):
+    """The state dict of such a net under pytorch_GAN_zoo's names; those of D count towards its end, and say convTranspose."""
+    convs = [m for m in net if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    generator = isinstance(convs[0], nn.ConvTranspose2d)
+    state, number = {}, 0
+    for module in net:
+        if module in convs:
+            at = convs.index(module)
+            number = at if generator else len(convs) - 2 - at
+            name = f"main.convTranspose{number}"
+            if generator and at in (0, len(convs) - 1):
+                name = "main.outlayer" if at else "formatLayer"
+            elif not generator and at == len(convs) - 1:
+                name = "decisionLayer"
+            state[f"{name}.weight"] = module.weight
+        elif isinstance(module, nn.BatchNorm2d):
+            state |= {f"main.batchNorm{number}.{leaf}": t for leaf, t in module.state_dict().items()}
+    return state
 
 
 def named(net, prefix="main."):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import numpy as np
@@ -76,6 +77,8 @@ FILES = {
     "json": (lambda p: write_bytes(p, b'{"lr": 1}'), ["JSON"]),
     "text": (lambda p: write_bytes(p, b"hello"), ["hello"]),
     "picture": (lambda p: write_bytes(p, b"\x89PNG\r\n\x1a\n" + bytes(100)), ["not a checkpoint"]),
+    "hdf5": (lambda p: write_bytes(p, b"\x89HDF\r\n\x1a\n" + bytes(600)), ["HDF5", "Keras"]),
+    "tar": (lambda p: write_bytes(p, tarfile.TarInfo("storages").tobuf(tarfile.USTAR_FORMAT)), ["tar archive", "torch before 0.2"]),
     "numpy archive": (lambda p: np.savez(p.open("wb"), x=np.zeros(3)), ["numpy"]),
     "optimizer": (optimizer, ["optimizer"]),
     "discriminator": (lambda p: torch.save(named(sequential_discriminator(1, (4, 8))), p), ["discriminator", "no generator"]),

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import json
 import sys
@@ -8,7 +9,10 @@ from conftest import named, sequential_discriminator, sequential_generator
 
 import gancompress
 from gancompress.checkpoint import save_networks
+from gancompress.contents import strip
 from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
+from gancompress.families import FAMILIES, dcgan
+from gancompress.gan import Mismatch
 from gancompress.loading import find, load_gan
 
 Z = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
@@ -109,6 +113,160 @@ def test_the_averaged_generator_is_told_by_its_file_s_name(save, tmp_path):
     save(named(G), "run/G_ema.pth")
     gives(tmp_path / "run")
     gives(tmp_path / "run", G_RAW, ema=False)
+
+
+RAW = ["g", "G", "netG", "netG_state_dict", "generator", "gen", "G_state_dict", "model_state_dict", "state_dict", "model", "params", "net"]
+
+
+@pytest.mark.parametrize("g", RAW)
+@pytest.mark.parametrize("d", ["d", "D", "netD", "netD_state_dict", "discriminator", "critic"])
+def test_every_usual_name_of_a_network_is_looked_under(save, g, d):
+    path = save({g: named(G), d: named(D), "epoch": 3})
+    gives(path)
+    judges(path)
+
+
+@pytest.mark.parametrize("name", ["g_ema", "ema", "avgG", "netG_ema", "params_ema", "generator_ema", "G_ema"])
+def test_every_usual_name_of_an_average_is_known(save, name):
+    path = save({"netG": named(G_RAW), name: named(G)})
+    gives(path)
+    gives(path, G_RAW, ema=False)
+
+
+@pytest.mark.parametrize("prefix", ["netG.", "generator.", "G.", "model.", "module.model.", "net.module.", "g_ema."])
+def test_a_prefix_of_all_keys_is_dropped_where_a_family_knows_its_names(save, prefix, monkeypatch):
+    """The reader of chains would not mind; one that goes by names does."""
+
+    def by_name(state, options):
+        if "main.0.weight" not in state:
+            raise Mismatch("main.0.weight is missing", 0.5)
+        return dcgan.read(state, options)
+
+    monkeypatch.setitem(FAMILIES, "dcgan", dataclasses.replace(FAMILIES["dcgan"], read=by_name))
+    gives(save(named(G, prefix + "main.")))
+
+
+def test_a_prefix_that_a_family_wants_is_kept(save, monkeypatch):
+    """As HF BigGAN's ``generator.*`` beside ``embeddings``: the whole is tried before anything is taken off."""
+    seen = []
+
+    def by_name(state, options):
+        seen.append(next(iter(state)))
+        return dcgan.read(state, options)
+
+    monkeypatch.setitem(FAMILIES, "dcgan", dataclasses.replace(FAMILIES["dcgan"], read=by_name))
+    gives(save(named(G, "generator.main.")))
+    assert seen == ["generator.main.0.weight"]
+
+
+def test_an_inner_module_in_a_name_is_not_a_prefix():
+    """pytorch_GAN_zoo's PGAN has formatLayer.module.weight; only what leads every key goes."""
+    state = {"module.formatLayer.module.weight": Z, "module.toRGBLayers.0.module.bias": Z}
+    assert list(strip(state)) == ["formatLayer.module.weight", "toRGBLayers.0.module.bias"]
+    assert list(strip({"module.a.weight": Z, "b.weight": Z})) == ["module.a.weight", "b.weight"]
+
+
+def test_a_name_nested_without_end_does_not_keep_us(save):
+    path = save({"model." * 5000 + "weight": torch.zeros(2, 2)})
+    with pytest.raises(CheckpointError, match="no family we know"):
+        find(str(path))
+
+
+# ---------------------------------------------------------------------------------------------------- choosing, and what is told
+
+
+def test_key_takes_the_network_at_a_place_and_leaves_the_other_part_alone(save):
+    path = save({"g": named(G_RAW), "g_ema": named(G), "d": named(D)})
+    gives(path, G_RAW, key="g")
+    gives(path, G_RAW, key="teacher.pt:g")
+    gives(path, key="g_ema")
+    gan = load_gan(str(path), options={"key": "g"})
+    torch.testing.assert_close(gan.discriminator(X), D(X).flatten(), **CLOSE)
+    with pytest.raises(UsageError, match="--key h: no network is there") as caught:
+        load_gan(str(path), options={"key": "h"})
+    assert "teacher.pt:g_ema" in caught.value.hint
+
+
+@pytest.mark.parametrize("family", ["dcgna", 3, ["dcgan"]])
+def test_family_names_one_we_have(save, family):
+    with pytest.raises(UsageError, match="no family"):
+        find(str(save(named(G))), options={"family": family})
+
+
+def test_family_tries_that_one_alone_and_says_what_does_not_fit(save):
+    path = save(named(G))
+    gives(path, family="dcgan")
+    with pytest.raises(CheckpointError, match=r"nearest family mlp|none is near") as caught:
+        find(str(path), options={"family": "mlp"})
+    assert "dcgan" not in str(caught.value)
+
+
+def test_where_no_family_fits_the_nearest_are_named_with_keys_and_flags(save, monkeypatch):
+    def objects(reason, score, **keys):
+        def read(state, options):
+            raise Mismatch(reason, score, **keys)
+
+        return dataclasses.replace(FAMILIES["mlp"], read=read)
+
+    keys = [f"block{i}.weight" for i in range(6)]
+    for name, family in {
+        "far": objects("far off", 0.1),
+        "near": objects("block0.weight is missing", 0.9, missing=keys, unexpected=["a.weight", "b.weight"]),
+        "second": objects("b.weight is odd", 0.8, unexpected=["b.weight"]),
+        "third": objects("third", 0.7),
+        "fourth": objects("fourth", 0.6),
+    }.items():
+        monkeypatch.setitem(FAMILIES, name, dataclasses.replace(family, name=name))
+    with pytest.raises(CheckpointError) as caught:
+        find(str(save({"netG": {"a.weight": torch.zeros(2, 2, 2), "b.weight": torch.zeros(2, 2, 2)}})))
+    first, *others = str(caught.value).splitlines()
+    assert first.partition("of no family we know. ")[2] == (
+        "teacher.pt:netG: nearest family near: block0.weight is missing "
+        "(missing: block0.weight, block1.weight, block2.weight, block3.weight and 2 more; unexpected: a.weight, b.weight)"
+    )
+    assert others == ["  or second: b.weight is odd", "  or third: third"]
+    for flag in ("--family", "--teacher-module"):
+        assert flag in caught.value.hint
+
+
+def test_what_is_near_to_nothing_is_shown_by_its_first_keys(save):
+    with pytest.raises(CheckpointError, match=r"none is near; it begins with head\.proj \(2, 2, 2\)"):
+        find(str(save({"head.proj": torch.zeros(2, 2, 2)})))
+
+
+def test_inspect_tells_raw_and_averaged_discriminator_and_optimizer(save):
+    optimizer = {"state": {0: {"step": 1}}, "param_groups": [{"lr": 1e-3}]}
+    path = save({"g": named(G_RAW), "g_ema": named(G), "d": named(D), "g_optim": optimizer, "d_optim": optimizer, "args": {"lr": 1}})
+    found = gancompress.inspect(str(path))
+    told = {c["where"]: (c["part"], c["ema"], c["taken"]) for c in found["contents"]}
+    assert told == {
+        "teacher.pt:g": ("generator", False, False),
+        "teacher.pt:g_ema": ("generator", True, True),
+        "teacher.pt:d": ("discriminator", False, True),
+    }
+    assert found["others"] == ["teacher.pt:g_optim: an optimizer's state", "teacher.pt:d_optim: an optimizer's state"]
+    assert (found["latents"], found["classes"], found["resolution"], found["channels"]) == ("6 numbers, standard normal", 0, 16, 1)
+    assert found["generator_bytes"] == sum(t.numel() * t.element_size() for t in gancompress.load(path).state_dict().values())
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_inspect_names_the_file_of_an_optimizer_in_a_directory(save, tmp_path):
+    save(named(G), "run/G.pth")
+    save({"state": {}, "param_groups": []}, "run/G_optim.pth")
+    assert gancompress.inspect(str(tmp_path / "run"))["others"] == ["G_optim.pth: an optimizer's state"]
+
+
+def test_inspect_prints_what_it_found(save, capsys):
+    from gancompress.screens import show_inspection
+
+    path = save({"g": named(G_RAW), "g_ema": named(G), "d": named(D), "g_optim": {"state": {}, "param_groups": []}})
+    show_inspection(gancompress.inspect(str(path), classes=2))
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "generator (raw) at teacher.pt:g, not taken: --key", "generator (EMA) at teacher.pt:g_ema, taken", "discriminator at teacher.pt:d",
+        "latents 4 numbers, standard normal", "classes 2", "16 x 16, 1 channels", "teacher.pt:g_optim: an optimizer's state", "the generator in float32",
+    ):  # fmt: skip
+        assert words in said
 
 
 # ----------------------------------------------------------------------------------------------------------- files and directories

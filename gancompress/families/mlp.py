@@ -1,7 +1,8 @@
-"""MLP GAN: fully connected generator and discriminator (the MLP_G and MLP_D of Arjovsky et al. 2017, arXiv:1701.07875).
+"""MLP GAN: fully connected generator and discriminator (Goodfellow et al. 2014, arXiv:1406.2661; the MLP_G and MLP_D of Arjovsky
+et al. 2017, arXiv:1701.07875).
 
 Generator: z -> [Linear, ReLU] x L -> Linear -> image (tanh, or linear as in WassersteinGAN). Discriminator: flattened image ->
-[Linear, LeakyReLU(0.2)] x L -> Linear -> logit.
+[Linear, LeakyReLU(0.2), or ReLU as in WassersteinGAN] x L -> Linear -> logit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import natural_key, scale_width, with_labels
+from gancompress.layers import hint, natural_key, scale_width, with_labels
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Arch:
     g_widths: tuple[int, ...] = (512, 512, 512)
     d_widths: tuple[int, ...] = (512, 512, 512)
     output: Literal["tanh", "linear"] = "tanh"
+    d_activation: Literal["leaky_relu", "relu"] = "leaky_relu"
 
     def __post_init__(self) -> None:
         if min(self.resolution, self.nz, self.nc, *self.g_widths, *self.d_widths) < 1 or self.classes < 0:
@@ -76,7 +78,7 @@ class Discriminator(nn.Module):
         x = images.flatten(1)
         found = []
         for layer in self.layers[:-1]:
-            x = nn.functional.leaky_relu(layer(x), 0.2)
+            x = nn.functional.leaky_relu(layer(x), 0.2 if self.arch.d_activation == "leaky_relu" else 0.0)
             found.append(x)
         return [*found, self.layers[-1](x).flatten()]
 
@@ -87,7 +89,8 @@ class Discriminator(nn.Module):
 def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     """A chain of Linear layers with biases, whatever its keys are called.
 
-    Options: ``nc`` (int): image channels, where nc * side^2 allows several; ``classes`` (int) as for dcgan.
+    Options: ``nc`` (int): image channels, where nc * side^2 allows several; ``classes`` (int) as for dcgan. WassersteinGAN's
+    generator_config.json, where it lies beside the file, tells channels, side and activations; so do its names alone the activations.
 
     Raises:
         Mismatch: naming the first key that is missing or does not fit.
@@ -106,38 +109,57 @@ def _read(state: StateDict, keys: list[str], options: Mapping[str, Any]) -> Read
     weights = [k for k in keys if state[k].ndim == 2]
     score = len(weights) / max(1, len([k for k in keys if not k.endswith("bias")]))
     if len(weights) < 2 or score < 1:
-        raise Mismatch(f"an MLP is a chain of Linear layers; {len(weights)} 2-dimensional weights are here", score * 0.4)
+        unexpected = [k for k in keys if state[k].ndim > 2]
+        raise Mismatch(f"an MLP is a chain of Linear layers; {len(weights)} 2-dimensional weights are here", score * 0.4, unexpected=unexpected)
     out: StateDict = {}
     for i, key in enumerate(weights):
         rows, bias = state[key].shape[0], key.removesuffix("weight") + "bias"
         if bias not in state:
-            raise Mismatch(f"{bias} is missing", 0.8)
+            missing = [b for k in weights if (b := k.removesuffix("weight") + "bias") not in state]
+            raise Mismatch(f"{bias} is missing", 0.8, missing=missing)
         if state[bias].shape != (rows,):
             raise Mismatch(f"{bias} has shape {tuple(state[bias].shape)}, expected ({rows},)", 0.8)
         if i and state[key].shape[1] != state[weights[i - 1]].shape[0]:
             raise Mismatch(f"{weights[i - 1]} {tuple(state[weights[i - 1]].shape)} does not feed {key} {tuple(state[key].shape)}", 0.7)
         out[f"layers.{i}.weight"], out[f"layers.{i}.bias"] = state[key], state[bias]
     if len(out) != len(state):
-        raise Mismatch(f"unexpected keys for an MLP: {', '.join([k for k in keys if k not in weights][:3])}", 0.4)
+        unexpected = [k for k in keys if k not in weights and k.removesuffix("bias") + "weight" not in weights]
+        raise Mismatch(f"unexpected keys for an MLP: {', '.join(unexpected[:3])}", 0.4, unexpected=unexpected)
     widths = tuple(state[k].shape[0] for k in weights[:-1])
     n_in, n_out = state[weights[0]].shape[1], state[weights[-1]].shape[0]
+    wgan = _of_wassersteingan(weights, widths, options)
     if n_out == 1:
         nc, side = _image(n_in, options)
-        return Reading("discriminator", {"resolution": side, "nc": nc, "d_widths": widths}, out, ("LeakyReLU 0.2, logits",))
+        slope = options.get("d_activation", "relu" if wgan else "leaky_relu")
+        assumed = (f"{slope} inside (else --reader d_activation={'leaky_relu' if slope == 'relu' else 'relu'}), logits",)
+        return Reading("discriminator", {"resolution": side, "nc": nc, "d_widths": widths, "d_activation": slope}, out, assumed)
     nc, side = _image(n_out, options)
     classes = int(options.get("classes") or 0)
     if not 0 <= classes < n_in:
         raise UsageError(f"classes={classes}: {weights[0]} has only {n_in} inputs for the latent and the one-hot label")
-    fields = {"resolution": side, "nc": nc, "nz": n_in - classes, "classes": classes, "g_widths": widths}
-    said = (f"{nc} image channels of {side}x{side} (else --reader nc=N)", "ReLU, tanh at the end (WassersteinGAN's MLP_G: --reader output=linear)")
+    output = options.get("output", "linear" if wgan else "tanh")
+    fields = {"resolution": side, "nc": nc, "nz": n_in - classes, "classes": classes, "g_widths": widths, "output": output}
+    said = (
+        f"{nc} image channels of {side}x{side} (else --reader nc=N)",
+        f"ReLU, {output} at the end (else --reader output={'tanh' if output == 'linear' else 'linear'})",
+    )
     return Reading("generator", fields, out, said)
 
 
+def _of_wassersteingan(weights: list[str], widths: tuple[int, ...], options: Mapping[str, Any]) -> bool:
+    """Whether WassersteinGAN's settings lie beside the file, or its names and sizes are just theirs: four layers, three of one size."""
+    if hint(options, "mlp_G", bool) is not None:
+        return True
+    return weights == [f"main.{i}.weight" for i in (0, 2, 4, 6)] and len(set(widths)) == 1
+
+
 def _image(pixels: int, options: Mapping[str, Any]) -> tuple[int, int]:
-    """(channels, side) of an image of so many values: as asked for, else 3, 1 or 4 channels."""
+    """(channels, side) of an image of so many values: as asked for, as WassersteinGAN's config says, else 3, 1 or 4 channels."""
     asked = options.get("nc")
-    for nc in [int(asked)] if asked else [3, 1, 4]:
-        side = math.isqrt(pixels // nc)
+    told = (hint(options, "nc", int), hint(options, "imageSize", int))
+    candidates = [int(asked)] if asked else [*([told[0]] if told[0] and told[1] and told[0] * told[1] ** 2 == pixels else []), 3, 1, 4]
+    for nc in candidates:
+        side = math.isqrt(pixels // nc) if nc > 0 else 0
         if side > 1 and nc * side * side == pixels:
             return nc, side
     raise Mismatch(f"{pixels} values are no square image of {asked or '1, 3 or 4'} channels", 0.5)
@@ -198,5 +220,5 @@ FAMILY = Family(
     axes=axes,
     batch_free=lambda arch: arch,
     options=frozenset({"classes", "nc"}),
-    settings=frozenset({"output"}),
+    settings=frozenset({"output", "d_activation"}),
 )
