@@ -167,7 +167,7 @@ def test_a_missing_discriminator_has_code_4(tiny_teacher, tmp_path):
         (["--classes", "90"], ["90"]),
         (["--reader", "clases=3"], ["clases"]),
         (["--reader", "nc=grey"], ["nc", "grey"]),
-        (["--reader", "output=linear"], ["dcgan takes no option 'output'"]),
+        (["--reader", "d_activation=relu"], ["dcgan takes no option 'd_activation'"]),
         (["optim.g_lr=1e39"], ["g_lr", "1e39"]),
         (["--target-macs", "1.2.3x"], ["1.2.3"]),
         (["--target-macs", "0.5x"], ["0.5x"]),
