@@ -78,6 +78,8 @@ class Family:
     batch_free: Callable[[Any], Any]
     #: options of ``read``: what no file tells, such as classes
     options: frozenset[str] = frozenset()
+    #: whether a discriminator can be made of an Arch; False for what is only ever a teacher's generator
+    has_discriminator: bool = True
     #: fields of Arch that change no tensor, such as a truncation: they may be given for any source
     settings: frozenset[str] = frozenset()
 

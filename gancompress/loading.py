@@ -285,9 +285,10 @@ def _assemble(source: str, path: Path, container: str, size: int, networks: list
     parts = [n for n in (found.network("generator"), found.network("discriminator")) if n]
     if len({n.family.name for n in parts}) > 1:
         # several families in one place: the generator's counts
-        found.others.append(f"{parts[1].where}: a {parts[1].family.name} discriminator, left aside")
-        found.networks = [n for n in networks if n is not parts[1]]
-        parts = parts[:1]
+        aside = [n for n in networks if n.family is not parts[0].family]
+        found.others += [f"{n.where}: a {n.family.name} {n.reading.part}, left aside" for n in aside]
+        found.networks = [n for n in networks if n not in aside]
+        parts = [n for n in (parts[0], found.network("discriminator")) if n]
     found.family = parts[0].family
     fields: dict[str, Any] = {}
     for network in parts:

@@ -48,7 +48,7 @@ def _no(*_: Any) -> Any:
     raise UsageError("the shapes of a --teacher-module are not known, so no student can be made like it", "name one: --student dcgan")
 
 
-FAMILY = Family("module", Arch, _no, _no, _no, _sample, _no, _no, _no, _no)
+FAMILY = Family("module", Arch, _no, _no, _no, _sample, _no, _no, _no, _no, has_discriminator=False)
 
 
 def load_module(spec: str, options: Mapping[str, Any]) -> GAN:

@@ -65,6 +65,10 @@ SMALL = {
             "d_attention": 1,
         },
     ],
+    "stylegan3": [
+        {"resolution": 16, "nz": 6, "w_dim": 8, "widths": (8, 6, 6, 4), "margin": 2},
+        {"resolution": 16, "nc": 1, "nz": 4, "classes": 3, "w_dim": 8, "widths": (8, 6, 4), "margin": 2, "kernel": 1, "radial": True},
+    ],
 }
 
 torch.set_num_threads(1)
@@ -75,13 +79,13 @@ def small_gan(family, fields, seed=0, ch_mul=1.0):
     record = FAMILIES[family]
     arch = record.scale(record.build_arch(None, fields), ch_mul)
     networks = []
-    for part in ("generator", "discriminator") if family != "stylegan3" else ("generator",):
+    for part in ("generator", "discriminator") if record.has_discriminator else ("generator",):
         torch.manual_seed(seed)
         net = getattr(record, part)(arch)
         rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, tensor in net.state_dict().items():
-                if tensor.is_floating_point() and not name.endswith(("_u", "_v")):
+                if tensor.is_floating_point() and not name.endswith(("_u", "_v", "_filter")):
                     tensor += 0.1 * torch.rand(tensor.shape, generator=rng)  # statistics, biases and gains that are not all alike
         networks.append(net)
     return GAN(record, arch, *networks, source=f"a small {family}").freeze()

@@ -9,6 +9,7 @@ from conftest import SMALL, small_gan
 import gancompress
 from gancompress.checkpoint import save_networks
 from gancompress.cost import generator_cost
+from gancompress.errors import UsageError
 from gancompress.families import FAMILIES
 from gancompress.loading import load_gan
 from gancompress.scaling import _positions, _sizes, initialise_from
@@ -28,7 +29,7 @@ def images_of(gan, n=3):
 
 
 def has_discriminator(family):
-    return family != "stylegan3"  # a teacher only
+    return FAMILIES[family].has_discriminator
 
 
 def parts_of(family):
@@ -173,3 +174,14 @@ def test_a_short_run_distils_it(family, fields, recipe, tmp_path):
     student = load_gan(str(path))
     assert student.arch == gan.family.scale(gan.arch, 0.5)
     assert torch.isfinite(images_of(student)).all()
+
+
+def test_joint_gives_a_teacher_that_is_a_generator_alone_a_critic_of_the_student_s_shapes(tmp_path):
+    gan = small_gan("stylegan3", SMALL["stylegan3"][0])
+    save_networks(tmp_path / "gan.safetensors", gan.family, gan.arch, gan.networks, {})
+    arch = {"student.arch.nz": gan.arch.nz, "student.arch.g_widths": "4,4", "student.arch.d_widths": "4,4"}
+    overrides = [("student.family", "dcgan"), ("schedule.batch_size", 2), *((k, v) for k, v in arch.items() if gan.arch.resolution == 16 or "widths" not in k)]
+    gancompress.distill(str(tmp_path / "gan.safetensors"), "joint", overrides=overrides, steps=1, out=tmp_path / "run", device="cpu")
+    assert gancompress.load(tmp_path / "run", part="discriminator").arch.resolution == gan.arch.resolution
+    with pytest.raises(UsageError, match="teacher only"):
+        gancompress.distill(str(tmp_path / "gan.safetensors"), "joint", overrides=overrides[1:2], steps=1, out=tmp_path / "other", device="cpu")

@@ -72,8 +72,8 @@ class Adversary(nn.Module):
             self.critic = copy.deepcopy(teacher.discriminator).requires_grad_(True)
             self.origin = "starts from the teacher's discriminator and is updated"
         else:
-            # a teacher that is a black box has no shapes to copy
-            owner = teacher if teacher is not None and teacher.family.name != "module" else student
+            # a teacher that is a generator alone (a black box, StyleGAN3) has no shapes to copy
+            owner = teacher if teacher is not None and teacher.family.has_discriminator else student
             arch = owner.family.batch_free(owner.arch) if weights.gradient_penalty else owner.arch
             self.critic = owner.family.discriminator(arch)
             self.origin = f"starts fresh, with the {'student' if owner is student else 'teacher'}'s shapes"
