@@ -39,6 +39,7 @@ class Network:
     reading: Reading
     where: str
     ema: bool
+    foreign: StateDict = field(default_factory=dict, repr=False)  # as the file has it; empty for our own files
 
 
 @dataclass
@@ -119,7 +120,7 @@ def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[s
                 others.append(f"{where}: {len(state)} tensors of no family we know")
             continue
         _check_values(state, path, place)
-        networks.append(Network(found, reading, where, is_ema(place, path.stem)))
+        networks.append(Network(found, reading, where, is_ema(place, path.stem), state))
     return networks, others, miss
 
 
@@ -163,7 +164,8 @@ def _files_of(folder: Path) -> list[Path]:
         raise MissingError(f"{folder}: this run is not finished; it has no student.safetensors yet", "go on with the command it was started with")
     newest: dict[str, Path] = {}
     for path in sorted((p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file()), key=lambda p: natural_key(p.name)):
-        newest[re.sub(r"\d+", "#", path.name)] = path
+        series = re.sub(r"^(iter_\d+|latest)_net_", "#_net_", path.name)  # pix2pix keeps latest_net_G.pth beside 200_net_G.pth
+        newest[re.sub(r"\d+", "#", series)] = path
     if not newest:
         raise MissingError(f"{folder}: no checkpoint in this directory", f"looked for {', '.join('*' + s for s in SUFFIXES)}")
     return list(newest.values())
@@ -221,13 +223,20 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
             metadata = metadata or meta
             continue
         more, rest, near = _networks(content, file, family, {**options, "config": config})
+        if discriminator and file == files[-1]:  # what else is in that file was not asked for
+            others += [f"{n.where}: a generator, left aside" for n in more if n.reading.part == "generator"]
+            more = [n for n in more if n.reading.part == "discriminator"]
         networks += more
         others += rest + ([f"not imported: {', '.join(content.inert[:4])}"] if content.inert else [])
         miss = near if miss is None or (near and near.score > miss.score) else miss
     if not networks:
         raise _nothing_found(path, others, miss)
     networks = _chosen(networks, key) if key else networks
+    if path.is_dir():
+        names = {file.name for file in files[: len(files) - bool(discriminator)]}
+        _refuse_two_generators(path, [n for n in networks if n.where.partition(":")[0] in names])
     containers = " and ".join(dict.fromkeys(o.container for o in opened.values()))
+    networks = _of_one_family(networks, {**options, "config": config})
     found = _assemble(source, path, containers, sum(f.stat().st_size for f in files), networks, others, metadata)
     known = found.family.options | found.family.settings
     if unknown := set(options) - known:
@@ -278,6 +287,32 @@ def _nothing_found(path: Path, others: list[str], miss: _NoFamily | None) -> Che
     if any("optimizer" in o for o in others):
         return CheckpointError(f"{path}: this is an optimizer's state, not a network's weights", "give the file saved beside it (netG, G, generator)")
     return CheckpointError(f"{path}: no network's weights in it" + (f" ({'; '.join(others[:3])})" if others else ""))
+
+
+def _refuse_two_generators(folder: Path, networks: list[Network]) -> None:
+    """A CycleGAN's folder has one for each direction, and no file tells which is which."""
+    for ema in (True, False):
+        here = [n.where for n in networks if n.reading.part == "generator" and n.ema == ema]
+        if len(here) > 1:
+            raise UsageError(
+                f"{folder}: {len(here)} generators here: {' and '.join(here)}; what each is for is in no file", "name the file of the one you mean"
+            )
+
+
+def _of_one_family(networks: list[Network], options: Mapping[str, Any]) -> list[Network]:
+    """Discriminators that fit several families, as a PatchGAN fits every translator's, are read as of the generator's."""
+    family = next((n.family for n in networks if n.reading.part == "generator"), None)
+    out: list[Network] = []
+    for network in networks:
+        if family is not None and network.family is not family and network.reading.part == "discriminator":
+            try:
+                reading = family.read(network.foreign, options)
+            except Mismatch:
+                reading = network.reading
+            if reading.part == "discriminator" and reading is not network.reading:
+                network = dataclasses.replace(network, family=family, reading=reading)
+        out.append(network)
+    return out
 
 
 def _assemble(source: str, path: Path, container: str, size: int, networks: list[Network], others: list[str], metadata: dict[str, Any]) -> Found:

@@ -24,6 +24,16 @@ SMALL = {
         {"resolution": 16, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8)},
         {"resolution": 16, "nc": 1, "nz": 4, "g_widths": (8, 4), "d_widths": (4, 8), "g_extra": 2, "d_extra": 1, "output": "linear"},
     ],
+    "unet": [
+        {"resolution": 16, "nc": 3, "g_widths": (4, 8, 8), "d_widths": (4, 8)},
+        {"resolution": 32, "nc": 1, "nc_in": 2, "form": "lindernoren", "g_widths": (4, 6, 8, 8, 8), "g_norm": "instance", "g_bias": False, "dropout": True}
+        | {"d_form": "pixel", "d_widths": (4, 8), "d_norm": "instance-affine"},
+    ],
+    "resnet": [
+        {"resolution": 16, "nc": 3, "g_widths": (4, 8, 8), "blocks": 2, "d_widths": (4, 8)},
+        {"resolution": 16, "nc": 1, "g_widths": (4, 8), "blocks": 2, "g_norm": "batch", "separable": True, "up": "nearest", "dropout": True}
+        | {"d_form": "lindernoren", "d_widths": (4, 8), "d_norm": "batch"},
+    ],
     "mlp": [
         {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (8, 8), "d_widths": (8, 8)},
         {"resolution": 8, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8), "output": "linear", "d_activation": "relu"},
@@ -136,20 +146,31 @@ def golden(assets):
     return assets / "golden"
 
 
-@pytest.fixture(scope="session")
-def faces_teacher(assets):
-    """A real trained 64x64 faces generator, downloaded once."""
+def fetched(assets, name):
+    """Path of a third-party model that is downloaded once."""
     cache = Path(os.environ.get("GANCOMPRESS_FETCHED") or Path.home() / ".cache" / "gancompress-test-assets")
-    if not (found := sorted(cache.rglob("dcgan_faces64.tar"))):
+    if not (found := sorted(cache.rglob(name))):
         script = assets / "assets" / "fetch.py"
         try:
-            done = subprocess.run([sys.executable, script, cache, "dcgan_faces64.tar"], capture_output=True, text=True, timeout=240)
+            done = subprocess.run([sys.executable, script, cache, name], capture_output=True, text=True, timeout=240)
         except (OSError, subprocess.TimeoutExpired) as error:
-            pytest.skip(f"the faces teacher could not be fetched: {error}")
-        found = sorted(cache.rglob("dcgan_faces64.tar"))
+            pytest.skip(f"{name} could not be fetched: {error}")
+        found = sorted(cache.rglob(name))
         if done.returncode or not found:
-            pytest.skip(f"the faces teacher could not be fetched: {(done.stderr or done.stdout).strip()[-200:]}")
+            pytest.skip(f"{name} could not be fetched: {(done.stderr or done.stdout).strip()[-200:]}")
     return found[-1]
+
+
+@pytest.fixture(scope="session")
+def faces_teacher(assets):
+    """A real trained 64x64 faces generator."""
+    return fetched(assets, "dcgan_faces64.tar")
+
+
+@pytest.fixture(scope="session")
+def vintage_teacher(assets):
+    """A real trained CycleGAN generator, from modern to vintage pictures."""
+    return fetched(assets, "cyclegan_vintage_resnet9.pth")
 
 
 def sequential_generator(nz, widths, nc, *, bias=False, norm="batch", dropout=False, extra=0, seed=1):

@@ -155,6 +155,7 @@ LEVELS = [
     {"errors", "console"},
     {"gan"},
     {"layers"},
+    {"patchgan"},
     {"families", "losses"},
     {"config", "data", "scaling", "unpickle", "checkpoint", "cost", "user_module"},
     {"contents"},

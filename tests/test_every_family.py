@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, small_gan
@@ -9,7 +10,7 @@ from conftest import SMALL, small_gan
 import gancompress
 from gancompress.checkpoint import save_networks
 from gancompress.cost import generator_cost
-from gancompress.errors import UsageError
+from gancompress.errors import MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.loading import load_gan
 from gancompress.scaling import _positions, _sizes, initialise_from
@@ -170,7 +171,13 @@ def test_a_short_run_distils_it(family, fields, recipe, tmp_path):
         return
     save_networks(tmp_path / "gan.safetensors", gan.family, gan.arch, gan.networks, {})
     overrides = [("student.ch_mul", 0.5), ("schedule.batch_size", 4)]
-    path = gancompress.distill(str(tmp_path / "gan.safetensors"), recipe, overrides=overrides, steps=2, out=tmp_path / "run", device="cpu")
+    data = None
+    if not gan.arch.nz:
+        np.savez(tmp_path / "data.npz", x_train=np.random.default_rng(0).integers(0, 256, (5, gan.arch.resolution, gan.arch.resolution, 3), np.uint8))
+        data = str(tmp_path / "data.npz")
+        with pytest.raises(MissingError, match="translates images"):
+            gancompress.distill(str(tmp_path / "gan.safetensors"), recipe, overrides=overrides, steps=2, out=tmp_path / "run", device="cpu")
+    path = gancompress.distill(str(tmp_path / "gan.safetensors"), recipe, overrides=overrides, data=data, steps=2, out=tmp_path / "run", device="cpu")
     student = load_gan(str(path))
     assert student.arch == gan.family.scale(gan.arch, 0.5)
     assert torch.isfinite(images_of(student)).all()

@@ -49,6 +49,12 @@ def arrays_of(folder):
     return found
 
 
+def as_input(array, network):
+    """The images a check is of, as the network takes them."""
+    array = array[slice(*network["input_slice"])] if "input_slice" in network else array
+    return array / 127.5 - 1 if network.get("input_transform") == "uint8/127.5-1" else array
+
+
 def tolerances(meta):
     return {v["expected"]: v.get("suggested_atol") or 5 * max(v.get("max_abs_err_fp32_reload") or 0, 1e-5) for v in meta["verified"]["networks"]}
 
@@ -65,7 +71,7 @@ def test_upstream_s_own_outputs_are_reproduced(golden, case):
             continue  # of another family: below
         part = "discriminator" if network["role"].startswith("D") else "generator"
         net = gancompress.load(str(folder / network["file"]), part=part, ema=network["role"] != "G_raw", **options_of(network))
-        given = [arrays[i] for i in network["inputs"] if i != "latent_avg"]
+        given = [as_input(arrays[i], network) for i in network["inputs"] if i != "latent_avg"]
         with torch.no_grad():
             found = torch.cat([net(x) for x in given[0].split(1)]) if network["forward"] == "plain" and len(given) == 1 and part == "generator" else net(*given)
         torch.testing.assert_close(found, arrays[network["expected"]].reshape(found.shape), rtol=0, atol=tolerance[network["expected"]])

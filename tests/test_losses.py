@@ -60,7 +60,7 @@ def batch_of(z: torch.Tensor, real: torch.Tensor | None = None, teacher: torch.T
 
 
 def gan_of(generator: nn.Module, critic: nn.Module | None = None) -> GAN:
-    family = SimpleNamespace(name="linear", batch_free=lambda arch: arch, discriminator=lambda arch: LinearCritic(2.0, 1.0))
+    family = SimpleNamespace(name="linear", has_discriminator=True, batch_free=lambda arch: arch, discriminator=lambda arch: LinearCritic(2.0, 1.0))
     return GAN(family, SimpleNamespace(), generator, critic)
 
 

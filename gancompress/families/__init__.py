@@ -1,11 +1,16 @@
-"""The architectures we know: one file each. A test holds this list equal to the files."""
+"""The architectures we know: one file each. A test holds this list equal to the files.
+
+The order is the reader's: a PatchGAN is a chain of convolutions as a DCGAN's discriminator is, so what goes by names comes first.
+"""
 
 from typing import Any
 
-from gancompress.families import dcgan, mlp, pggan, sngan, sngan24, stylegan3, tinygan
+from gancompress.families import dcgan, mlp, pggan, resnet, sngan, sngan24, stylegan3, tinygan, unet
 from gancompress.gan import Family
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (dcgan.FAMILY, mlp.FAMILY, pggan.FAMILY, sngan.FAMILY, sngan24.FAMILY, stylegan3.FAMILY, tinygan.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    f.name: f for f in (resnet.FAMILY, unet.FAMILY, pggan.FAMILY, sngan.FAMILY, sngan24.FAMILY, stylegan3.FAMILY, tinygan.FAMILY, dcgan.FAMILY, mlp.FAMILY)
+}
 
 
 def family_of(arch: Any) -> Family | None:
