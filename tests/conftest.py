@@ -27,6 +27,14 @@ SMALL = {
         {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (8, 8), "d_widths": (8, 8)},
         {"resolution": 8, "nc": 3, "nz": 4, "classes": 3, "g_widths": (8, 4), "d_widths": (4, 8)},
     ],
+    "biggan": [
+        {"resolution": 16, "nz": 6, "classes": 3, "shared_dim": 4, "g_widths": (16, 8, 8), "g_attn": (0,), "d_widths": (4, 8, 8), "d_attn": (0,)},
+        {"resolution": 8, "nz": 4, "classes": 3, "shared_dim": 0, "hier": False, "g_widths": (8, 4), "d_widths": (4, 4, 4), "d_wide": False, "truncation": 0.5},
+    ],
+    "biggan_deep": [
+        {"resolution": 16, "nz": 4, "classes": 3, "shared_dim": 4, "g_widths": (16, 8, 8), "g_attn": (1,), "d_widths": (4, 8, 8), "d_attn": (0,)},
+        {"resolution": 8, "nz": 4, "classes": 3, "g_widths": (8, 4), "g_depth": 1, "d_widths": (4, 12), "d_depth": 1, "truncation": 0.4, "latents": "scaled"},
+    ],
 }
 
 torch.set_num_threads(1)
