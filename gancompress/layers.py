@@ -100,14 +100,20 @@ def read_spectral(state: StateDict, eps: float = 1e-12) -> StateDict:
     (``parametrizations.weight.original, .0._u, .0._v``): u . W v as stored. The hook of torch 0.4 (``weight_orig, weight, weight_u``):
     ``weight`` is divided already. BigGAN (``weight, u0, sv0``), mimicry (``weight, sn_u, sn_sigma``) and the SAGAN wrapper
     (``module.weight_bar, .weight_u, .weight_v``): one more power step from u.
+
+    Raises:
+        Mismatch: a vector that is not of its weight's size.
     """
     out = dict(state)
+    prefix = ""
 
     def put(prefix: str, weight: Tensor, u: Tensor, v: Tensor) -> None:
         out[f"{prefix}parametrizations.weight.original"] = weight
         out[f"{prefix}parametrizations.weight.0.u"], out[f"{prefix}parametrizations.weight.0.v"] = u, v
 
     def stepped(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        if weight.ndim < 2 or u.numel() != len(weight):
+            raise Mismatch(f"{prefix}: a singular vector of shape {tuple(u.shape)} beside a weight of shape {tuple(weight.shape)}", 0.7)
         matrix = weight.flatten(1).float()
         v = F.normalize(u.flatten().float() @ matrix, dim=0, eps=eps)
         return F.normalize(matrix @ v, dim=0, eps=eps), v
@@ -367,7 +373,7 @@ def _spelled(key: str) -> str:
     """A key as a file has it, which spells spectral norm in a way of its own."""
     for ours, theirs in (("original", "weight"), ("0.u", "weight's singular vector u"), ("0.v", "weight's singular vector v")):
         key = key.replace(f"parametrizations.weight.{ours}", theirs)
-    return key.replace(".bn.running_", ".stored_")
+    return re.sub(r"\.bn\.running_(mean|var)$", r".stored_\1", key)
 
 
 def brock_name(key: str) -> str:
@@ -395,19 +401,20 @@ def eps_of(config: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def labels_last(weight: Tensor, labels: int) -> Tensor:
-    """(..., latent + label) columns -> (..., label + latent): TensorFlow's BigGANs put the latent first."""
-    return torch.cat([weight[..., weight.shape[-1] - labels :], weight[..., : weight.shape[-1] - labels]], -1)
+    """(..., latent + label) columns -> (..., label + latent): TensorFlow's BigGANs put the latent first. Too few stay as they are."""
+    latent = weight.shape[-1] - labels if weight.ndim else 0
+    return torch.cat([weight[..., latent:], weight[..., :latent]], -1) if latent > 0 else weight
 
 
 def channels_first(rows: Tensor) -> Tensor:
-    """Rows of the first linear layer for 4x4 positions by channels (TensorFlow) -> channels by positions."""
-    return rows.unflatten(0, (16, -1)).transpose(0, 1).flatten(0, 1)
+    """Rows of the first linear layer for 4x4 positions by channels (TensorFlow) -> channels by positions. Others stay as they are."""
+    return rows.unflatten(0, (16, -1)).transpose(0, 1).flatten(0, 1) if rows.ndim and len(rows) and len(rows) % 16 == 0 else rows
 
 
-def on_meta(build: Callable[[Any], nn.Module], arch_type: type[Any], fields: Mapping[str, Any]) -> nn.Module:
-    """The network of these fields without values; raises Mismatch where no architecture has them."""
+def on_meta(build: Callable[[Any], nn.Module], make_arch: Callable[[], Any]) -> nn.Module:
+    """A network without values; raises Mismatch where no architecture has what ``make_arch`` puts together."""
     try:
-        arch = arch_type(**fields)
+        arch = make_arch()
     except UsageError as error:
         raise Mismatch(str(error), 0.8) from None
     with torch.device("meta"):
@@ -415,8 +422,8 @@ def on_meta(build: Callable[[Any], nn.Module], arch_type: type[Any], fields: Map
 
 
 def counted(state: StateDict, name: str) -> int:
-    """How many of ``name`` with 0, 1, 2, ... in its place begin a key, in a row."""
-    return next(i for i in range(len(state) + 1) if not any(k.startswith(name.format(i)) for k in state))
+    """How many of ``name`` with 0, 1, 2, ... in its place begin a key, in a row; no network has more than 256."""
+    return next((i for i in range(256) if not any(k.startswith(name.format(i)) for k in state)), 256)
 
 
 def settings_beside(state: StateDict, config: Mapping[str, Any], bn_eps: float, sn_eps: float) -> tuple[dict[str, Any], list[str]]:

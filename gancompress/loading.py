@@ -91,12 +91,12 @@ def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[s
         try:
             found, reading = _read_state(state, family, {**options, "config": {**content.config, **options["config"]}})
         except Mismatch as error:
-            if parts := split(state):
-                pending += [Content(f"{place}.{head}" if place else head, part, content.config) for head, part in parts.items()]
-                continue
-            others.append(f"{place or path.name}: {len(state)} tensors of no family we know")
             if miss is None or error.score > miss.score:
                 miss = Mismatch(f"{where}: {error}", error.score)
+            if parts := split(state):
+                pending += [Content(f"{place}.{head}" if place else head, part, content.config) for head, part in parts.items()]
+            else:
+                others.append(f"{place or path.name}: {len(state)} tensors of no family we know")
             continue
         _check_values(state, path, place)
         networks.append(Network(found, reading, where, is_ema(place, path.stem)))

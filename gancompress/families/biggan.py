@@ -224,11 +224,10 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     found = read_brock(state, eps["sn_eps"])
     if any(k.startswith("output_layer.") for k in state):
         fields = _generator_fields(found) | eps
-        net = on_meta(Generator, Arch, fields)
+        net = on_meta(Generator, lambda: build_arch(None, fields))
         return Reading("generator", fields, fit(net, found, brock_name), tuple(told))
     fields = _discriminator_fields(found) | eps
-    generator = {"g_widths": (1,) * (fields["resolution"].bit_length() - 2), "g_attn": (), "hier": False}  # any
-    net = on_meta(Discriminator, Arch, fields | generator)
+    net = on_meta(Discriminator, lambda: build_arch(None, fields))
     return Reading("discriminator", fields, fit(net, found, brock_name), tuple(told[1:]))
 
 
@@ -303,8 +302,8 @@ def _read_port(state: StateDict) -> Reading:
         prefix = key.removesuffix("module.weight_bar")
         weight, u = found.pop(key), found.pop(f"{prefix}module.weight_u", torch.empty(0))
         found.pop(f"{prefix}module.weight_v", None)
-        if u.shape != weight.shape[:1]:
-            raise Mismatch(f"{prefix}module.weight_u is missing or not of {len(weight)} values", 0.9)
+        if weight.ndim < 2 or u.shape != weight.shape[:1]:
+            raise Mismatch(f"{prefix}module.weight_u is missing or does not fit weight_bar of shape {tuple(weight.shape)}", 0.9)
         matrix = weight.flatten(1)
         v = matrix.T @ u
         v = v / (v.norm() + PORT_EPS)  # one step of its own kind: eps is added, not a floor
@@ -316,8 +315,6 @@ def _read_port(state: StateDict) -> Reading:
             found[f"{prefix}bias"] = found.pop(f"{prefix}module.bias")
     n, labels = counted(found, "blocks.{}.0.conv1."), shape_of(found, "shared.weight", 2)[0]
     found["shared.weight"] = found["shared.weight"].T
-    if shape_of(found, "linear.weight", 2)[0] % 16:
-        raise Mismatch("G_linear.module.weight_bar does not feed 4x4 positions", 0.9)
     for key in [k for k in found if k.startswith("linear.") and not k.endswith("0.v")]:
         found[key] = channels_first(found[key])
     for key in [k for k in found if re.search(r"\.(gain|bias)\.parametrizations\.weight\.(original|0\.v)$", k)]:
@@ -332,7 +329,7 @@ def _read_port(state: StateDict) -> Reading:
     # its generator of 512x512 leaves the last BatchNorm at torch's own eps
     eps = {"bn_eps": PORT_EPS, "out_eps": 1e-5 if n == 7 else PORT_EPS, "sn_eps": PORT_EPS}
     fields = _generator_fields(found) | eps
-    net = on_meta(Generator, Arch, fields)
+    net = on_meta(Generator, lambda: build_arch(None, fields))
     return Reading("generator", fields, fit(net, found, str), ("every eps is 1e-4, as in the port's code",))
 
 
@@ -364,7 +361,7 @@ def axes(arch: Arch, part: Part) -> Axes:
             roles |= {f"{block}.conv1": (hidden, given), f"{block}.conv2": (made, hidden), f"{block}.conv_sc": (made, given)}
             roles |= norm_roles(f"{block}.bn1", given, not arch.shared_dim) | norm_roles(f"{block}.bn2", hidden, not arch.shared_dim)
             roles |= attention_roles(f"blocks.{i}.1", made)
-        return axes_of(on_meta(Generator, Arch, dataclasses.asdict(arch)), roles)
+        return axes_of(on_meta(Generator, lambda: arch), roles)
     before: Axis = None
     for i, (n_in, n_out) in enumerate(pairwise((arch.nc, *arch.d_widths))):
         shortcut = i < arch.d_down or n_in != n_out
@@ -375,7 +372,7 @@ def axes(arch: Arch, part: Part) -> Axes:
         roles |= attention_roles(f"blocks.{i}.1", after)
         before = after
     roles |= {"linear": (None, before), "embed": (None, before)}
-    return axes_of(on_meta(Discriminator, Arch, dataclasses.asdict(arch)), roles)
+    return axes_of(on_meta(Discriminator, lambda: arch), roles)
 
 
 def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:

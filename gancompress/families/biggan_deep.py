@@ -238,11 +238,10 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
             "g_attn": tuple(i for i in blocks if f"blocks.{i}.1.gamma" in found),
         }
         fields |= eps
-        net = on_meta(Generator, Arch, fields)
+        net = on_meta(Generator, lambda: build_arch(None, fields))
         return Reading("generator", fields, fit(net, found, brock_name), tuple(told))
     fields = _discriminator_fields(found) | eps
-    generator = {"g_widths": (1,) * (fields["resolution"].bit_length() - 2), "g_attn": ()}  # any
-    net = on_meta(Discriminator, Arch, fields | generator)
+    net = on_meta(Discriminator, lambda: build_arch(None, fields))
     return Reading("discriminator", fields, fit(net, found, brock_name), tuple(told[1:]))
 
 
@@ -288,7 +287,6 @@ def _read_hugging_face(state: StateDict, config: Mapping[str, Any], truncation: 
         raise Mismatch("config.json: layers double the image elsewhere than in every second block of those in the file", 0.9)
     row, rows, truncation = _row(shape_of(found, "generator.bn.running_means", 2)[0], truncation)
     shared, classes = shape_of(found, "embeddings.weight", 2)
-    shape_of(found, "generator.gen_z.weight", 2)
     for key, tensor in found.items():
         leaf = key.rpartition(".")[2]
         if leaf in ("running_means", "running_vars"):
@@ -300,8 +298,6 @@ def _read_hugging_face(state: StateDict, config: Mapping[str, Any], truncation: 
         if ".scale." in key or ".offset." in key or ".gen_z." in key:
             found[key] = tensor = labels_last(tensor, shared) if key.endswith((".original", ".0.v")) else tensor
         if ".gen_z." in key and not key.endswith(".0.v"):
-            if len(tensor) % 16:
-                raise Mismatch(f"{key} has {len(tensor)} rows, which are no 4x4 positions", 0.9)
             found[key] = channels_first(tensor)
     found["embeddings.weight"] = found["embeddings.weight"].T
     _keep_rgb(found)
@@ -313,7 +309,7 @@ def _read_hugging_face(state: StateDict, config: Mapping[str, Any], truncation: 
         "g_attn": tuple(attention),
     }
     fields |= {"bn_eps": eps, "out_eps": eps, "sn_eps": eps, "truncation": truncation, "latents": "scaled"}
-    net = on_meta(Generator, Arch, fields)
+    net = on_meta(Generator, lambda: build_arch(None, fields))
     told = f"BatchNorm statistics and latents of truncation {truncation:g} (row {row} of {rows}; else --reader truncation=T)"
     return Reading("generator", fields, fit(net, found, lambda key: _hugging_face_name(key, blocks, attention)), (told, f"eps {eps:g}"))
 
@@ -414,14 +410,14 @@ def axes(arch: Arch, part: Part) -> Axes:
         for i, (n_in, n_out, _) in enumerate(arch.g_blocks):
             bottleneck(f"blocks.{i}.0", trunk[n_in], trunk[n_out])
             roles |= attention_roles(f"blocks.{i}.1", trunk[n_out])
-        return axes_of(on_meta(Generator, Arch, dataclasses.asdict(arch)), roles)
+        return axes_of(on_meta(Generator, lambda: arch), roles)
     roles |= {"input_conv": (first, None), "linear": (None, last), "embed": (None, last)}
     for i, (n_in, n_out) in enumerate(pairwise(arch.d_widths)):
         for j in range(arch.d_depth):
             bottleneck(f"blocks.{i}.{j}", trunk[n_out if j else n_in], trunk[n_out])
         roles[f"blocks.{i}.0.conv_sc"] = (trunk[n_out][len(trunk[n_in]) :], trunk[n_in])
         roles |= attention_roles(f"blocks.{i}.{arch.d_depth}", trunk[n_out])
-    return axes_of(on_meta(Discriminator, Arch, dataclasses.asdict(arch)), roles)
+    return axes_of(on_meta(Discriminator, lambda: arch), roles)
 
 
 def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
