@@ -151,5 +151,5 @@ def split(state: StateDict) -> dict[str, StateDict]:
 
 def is_ema(place: str, stem: str) -> bool:
     """Whether a place in a file, or the file's own name, says that these weights are an average."""
-    stem = re.sub(r"([_.-]?(epoch|iter|steps?))*[_.-]?\d*$", "", stem.lower())
+    stem = re.sub(r"([_.-]?(epoch|iter|steps?|best|copy))*[_.-]?\d*$", "", stem.lower())
     return bool({stem, *place.lower().split(".")} & EMA_NAMES)

@@ -141,17 +141,18 @@ def read_spectral(state: StateDict, eps: float = 1e-12) -> StateDict:
     (``module.weight_bar, .weight_u, .weight_v``): one more power step from u.
 
     Raises:
-        Mismatch: a vector that does not fit its weight.
+        Mismatch: a vector that is not of its weight's size.
     """
     out = dict(state)
+    prefix = ""
 
     def put(prefix: str, weight: Tensor, u: Tensor, v: Tensor) -> None:
         out[f"{prefix}parametrizations.weight.original"] = weight
         out[f"{prefix}parametrizations.weight.0.u"], out[f"{prefix}parametrizations.weight.0.v"] = u, v
 
     def stepped(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        if weight.ndim < 2 or u.numel() != weight.shape[0]:
-            raise Mismatch(f"{key} has shape {tuple(u.shape)}: no vector of a spectral norm of a weight of shape {tuple(weight.shape)}", 0.5)
+        if weight.ndim < 2 or u.numel() != len(weight):
+            raise Mismatch(f"{prefix}: a singular vector of shape {tuple(u.shape)} beside a weight of shape {tuple(weight.shape)}", 0.7)
         matrix = weight.flatten(1).float()
         v = F.normalize(u.flatten().float() @ matrix, dim=0, eps=eps)
         return F.normalize(matrix @ v, dim=0, eps=eps), v

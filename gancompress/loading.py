@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gancompress.checkpoint import FORMAT_VERSION, METADATA_KEY
 from gancompress.contents import Content, contents, is_ema, plain, split, strip
-from gancompress.errors import CheckpointError, MissingError, UsageError
+from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN, Family, Mismatch, Part, Reading, StateDict
 from gancompress.layers import natural_key
@@ -274,10 +274,20 @@ def _config_beside(files: list[Path], opened: Mapping[Path, Opened]) -> dict[str
             found |= plain(json.loads(path.read_text())) if path.stat().st_size < 1 << 20 else {}
         except (OSError, ValueError):
             continue
-    for content in opened.values():
+    # BigGAN-PyTorch saves its arguments beside the weights, in state_dict.pth or state_dict_best0.pth
+    beside = {p for f in files for p in f.parent.glob("state_dict*.pth") if p not in opened and p.stat().st_size < 1 << 20}
+    for content in [*opened.values(), *(o for p in sorted(beside) if (o := _opened_or_none(p)))]:
         if isinstance(content.content, dict) and not any(isinstance(v, Tensor | dict) and k != "config" for k, v in content.content.items()):
             found |= plain(content.content.get("config"))
     return found
+
+
+def _opened_or_none(path: Path) -> Opened | None:
+    """A file that nobody asked for, unless it cannot be read."""
+    try:
+        return open_checkpoint(path)
+    except GanCompressError:
+        return None
 
 
 def _nothing_found(path: Path, others: list[str], miss: _NoFamily | None) -> CheckpointError:

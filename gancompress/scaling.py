@@ -7,21 +7,26 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gancompress.gan import Axes, Axis
+from gancompress.layers import SpectralNorm
 
 Init = Literal["random", "slice", "top-magnitude"]
 
 
 def _sizes(state: dict[str, Tensor], axes: Axes) -> dict[str, int]:
-    """Channels of each group, from the axes that hold nothing else."""
+    """Channels of each group: from the axes where it is alone, else from those where all others are known."""
     found: dict[str, int] = {}
-    for key, groups in axes.items():
-        for axis, group in enumerate(groups):
-            if isinstance(group, str):
-                found[group] = state[key].shape[axis]
-            elif group is not None and len(group) == 1 and group[0][0] is not None:
-                found.setdefault(group[0][0], state[key].shape[axis] // group[0][1])
+    known = -1
+    while known < len(found):
+        known = len(found)
+        for key, groups in axes.items():
+            for axis, stretches in enumerate(map(_stretches, groups)):
+                names = {group for group, _ in stretches if group is not None and group not in found}
+                if len(names) == 1:
+                    rest = state[key].shape[axis] - sum(each if group is None else found.get(group, 0) * each for group, each in stretches)
+                    found[names.pop()] = rest // sum(each for group, each in stretches if group is not None and group not in found)
     return found
 
 
@@ -87,6 +92,10 @@ def initialise_from(teacher: nn.Module, student: nn.Module, axes: Axes, how: Lit
                 target[key][torch.meshgrid(*places, indexing="ij")] = source[key].to(target[key].dtype)
             else:
                 target[key].copy_(source[key])
+        for module in student.modules():  # singular vectors of a cut weight are not cut singular vectors
+            if isinstance(module, parametrize.ParametrizationList) and isinstance(norm := module[0], SpectralNorm) and have != want:
+                for _ in range(15):
+                    norm.step(module.original)
 
 
 def _positions(axis: Axis, sizes: dict[str, int], keep: dict[str, Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ SMALL = {
     ],
     "unet": [
         {"resolution": 16, "nc": 3, "g_widths": (4, 8, 8), "d_widths": (4, 8)},
-        {"resolution": 32, "nc": 1, "nc_in": 2, "form": "lindernoren", "g_widths": (4, 6, 8, 8, 8), "g_norm": "instance", "g_bias": False, "dropout": True}
+        {"resolution": 32, "nc": 1, "nc_in": 1, "form": "lindernoren", "g_widths": (4, 6, 8, 8, 8), "g_norm": "instance", "g_bias": False, "dropout": True}
         | {"d_form": "pixel", "d_widths": (4, 8), "d_norm": "instance-affine"},
     ],
     "resnet": [
@@ -78,6 +78,14 @@ SMALL = {
     "stylegan3": [
         {"resolution": 16, "nz": 6, "w_dim": 8, "widths": (8, 6, 6, 4), "margin": 2},
         {"resolution": 16, "nc": 1, "nz": 4, "classes": 3, "w_dim": 8, "widths": (8, 6, 4), "margin": 2, "kernel": 1, "radial": True},
+    ],
+    "biggan": [
+        {"resolution": 16, "nz": 6, "classes": 3, "shared_dim": 4, "g_widths": (16, 8, 8), "g_attn": (0,), "d_widths": (4, 8, 8), "d_attn": (0,)},
+        {"resolution": 8, "nz": 4, "classes": 3, "shared_dim": 0, "hier": False, "g_widths": (8, 4), "d_widths": (4, 4, 4), "d_wide": False, "truncation": 0.5},
+    ],
+    "biggan_deep": [
+        {"resolution": 16, "nz": 4, "classes": 3, "shared_dim": 4, "g_widths": (16, 8, 8), "g_attn": (1,), "d_widths": (4, 8, 8), "d_attn": (0,)},
+        {"resolution": 8, "nz": 4, "classes": 3, "g_widths": (8, 4), "g_depth": 1, "d_widths": (4, 12), "d_depth": 1, "truncation": 0.4, "latents": "scaled"},
     ],
 }
 

@@ -155,7 +155,7 @@ LEVELS = [
     {"errors", "console"},
     {"gan"},
     {"layers"},
-    {"patchgan"},
+    {"patchgan", "brock"},
     {"families", "losses"},
     {"config", "data", "scaling", "unpickle", "checkpoint", "cost", "user_module"},
     {"contents"},

@@ -12,6 +12,7 @@ from gancompress.checkpoint import save_networks
 from gancompress.cost import generator_cost
 from gancompress.errors import MissingError, UsageError
 from gancompress.families import FAMILIES
+from gancompress.layers import SpectralNorm
 from gancompress.loading import load_gan
 from gancompress.scaling import _positions, _sizes, initialise_from
 from gancompress.students import ch_mul_for
@@ -124,6 +125,9 @@ def test_a_narrower_student_takes_its_start_from_the_teacher(family, fields, how
     floats = [k for k, t in before.items() if t.is_floating_point() and t.ndim > 1]
     changed = [k for k in floats if not before[k].equal(student.generator.state_dict()[k])]
     assert len(changed) >= 0.9 * len(floats)
+    for module in student.generator.modules():
+        if isinstance(module, SpectralNorm):
+            assert torch.linalg.vector_norm(module.u) == pytest.approx(1, abs=1e-3), "a singular vector of the narrow weight, not a piece of the wide one's"
     assert torch.isfinite(images_of(student)).all()
 
 

@@ -5,11 +5,24 @@ The order is the reader's: a PatchGAN is a chain of convolutions as a DCGAN's di
 
 from typing import Any
 
-from gancompress.families import dcgan, mlp, pggan, resnet, sngan, sngan24, stylegan3, tinygan, unet
+from gancompress.families import biggan, biggan_deep, dcgan, mlp, pggan, resnet, sngan, sngan24, stylegan3, tinygan, unet
 from gancompress.gan import Family
 
 FAMILIES: dict[str, Family] = {
-    f.name: f for f in (resnet.FAMILY, unet.FAMILY, pggan.FAMILY, sngan.FAMILY, sngan24.FAMILY, stylegan3.FAMILY, tinygan.FAMILY, dcgan.FAMILY, mlp.FAMILY)
+    f.name: f
+    for f in (
+        resnet.FAMILY,
+        unet.FAMILY,
+        biggan.FAMILY,
+        biggan_deep.FAMILY,
+        pggan.FAMILY,
+        sngan.FAMILY,
+        sngan24.FAMILY,
+        stylegan3.FAMILY,
+        tinygan.FAMILY,
+        dcgan.FAMILY,
+        mlp.FAMILY,
+    )
 }
 
 
