@@ -134,3 +134,42 @@ def read_spectral(state: StateDict, eps: float = 1e-12) -> StateDict:
         elif leaf == "original" and (found := take("original", "0._u", "0._v")):
             put(prefix.removesuffix("parametrizations.weight."), *found)
     return out
+
+
+# ------------------------------------------------------------------------------------------------------------------- resampling
+
+
+def upfirdn(x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, padding: tuple[int, int, int, int] = (0, 0, 0, 0), gain: float = 1.0) -> Tensor:
+    """Up-sample by zero insertion, pad, filter, keep every ``down``-th pixel, each channel for itself (Karras et al. 2019, App. B).
+
+    Args:
+        x: (N, C, H, W).
+        kernel: (kh, kw), or (k,) for a separable filter; a true convolution, so it is flipped on the way.
+        padding: (left, right, top, bottom) of the up-sampled image, whose width is W * up; negative values crop.
+
+    Returns:
+        (N, C, H', W') with W' = ceil((W * up + left + right - kw + 1) / down), H' alike.
+    """
+    if kernel.ndim == 1:
+        left, right, top, bottom = padding
+        x = _filter(x, (kernel * gain)[None], (1, up), (1, down), (left, right, 0, 0))
+        return _filter(x, kernel[:, None], (up, 1), (down, 1), (0, 0, top, bottom))
+    return _filter(x, kernel * gain, (up, up), (down, down), padding)
+
+
+def _filter(x: Tensor, kernel: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int]) -> Tensor:
+    """One pass of ``upfirdn`` as a grouped convolution; ``up`` and ``down`` are (vertical, horizontal)."""
+    channels, (height, width) = x.shape[1], kernel.shape
+    left, right, top, bottom = padding
+    kernel = kernel.to(x.dtype)
+    if up == (1, 1):
+        inside = (top, left) if left == right and top == bottom and min(left, top) >= 0 else (0, 0)
+        x = x if inside == (top, left) else F.pad(x, padding)
+        return F.conv2d(x, kernel.flip(0, 1).expand(channels, 1, -1, -1), stride=down, padding=inside, groups=channels)
+    # a transposed convolution visits the pixels alone and none of the zeros between them (polyphase); it gives the full convolution,
+    # which the padding asked for extends or cuts at each end
+    left, right, top, bottom = left - width + 1, right - width + up[1], top - height + 1, bottom - height + up[0]
+    cut = (max(0, min(-top, -bottom)), max(0, min(-left, -right)))
+    x = F.conv_transpose2d(x, kernel.expand(channels, 1, -1, -1), stride=up, padding=cut, groups=channels)
+    rest = (left + cut[1], right + cut[1], top + cut[0], bottom + cut[0])
+    return (F.pad(x, rest) if any(rest) else x)[:, :, :: down[0], :: down[1]]
