@@ -30,7 +30,7 @@ from gancompress.layers import scale_width, upfirdn, with_labels
 
 Kind = Literal["skip", "resnet", "orig"]
 #: the largest resolution, so that no file makes us build endless networks
-MOST = 8192
+MOST = 4096
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,11 @@ class Styled(nn.Module):
         self.up, self.clamp, self.noise = up, arch.g_clamp, arch.noise
 
     def forward(self, x: Tensor, w: Tensor, gain: float = 1.0) -> Tensor:
-        style = self.affine(w)
+        style, weight = self.affine(w), self.weight / math.sqrt(self.weight[0].numel())
         # scaling the channels before and after is the same product as scaling the weights, without a set of weights for each image
-        demodulate = (style.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt()
+        demodulate = (style.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
         x = x * style[:, :, None, None]
-        x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2) if self.up else F.conv2d(x, self.weight, padding=1)
+        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if self.up else F.conv2d(x, weight, padding=1)
         if self.up:
             x = _filter(x, (1, 1, 1, 1), gain=4)
         x = x * demodulate[:, :, None, None]
@@ -516,7 +516,7 @@ _TAPS = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8])
 
 
 def _generator_fields(file: _File) -> dict[str, Any]:
-    resolutions = [4 << i for i in range(file.top.bit_length() - 3 + 1)]
+    resolutions = [4 << i for i in range(file.top.bit_length() - 2)]
     label_width, classes = file.get("mapping.embed.weight", 2).shape if file.has("mapping.embed.weight") else (0, 0)
     first = file.get("mapping.fc0.weight", 2)
     layers = file.count("mapping.fc{}.weight")
@@ -539,7 +539,7 @@ def _generator_fields(file: _File) -> dict[str, Any]:
 
 
 def _discriminator_fields(file: _File) -> dict[str, Any]:
-    resolutions = [4 << i for i in range(1, file.top.bit_length() - 3 + 1)][::-1]
+    resolutions = [4 << i for i in range(file.top.bit_length() - 2)][:0:-1]
     final = file.get("b4.conv.weight", 4)
     fields = {
         "resolution": file.top,
@@ -555,7 +555,7 @@ def _discriminator_fields(file: _File) -> dict[str, Any]:
     return fields
 
 
-def _group(config: Any, name: str) -> dict[str, Any]:
+def _group(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     found = config.get(name)
     return found if isinstance(found, dict) else {}
 
@@ -580,13 +580,11 @@ def _settings(file: _File, config: Mapping[str, Any]) -> tuple[dict[str, Any], l
         rate, std = _positive(mapping.get("lr_multiplier"), 0.01), epilogue.get("mbstd_group_size", 4)
         # stylegan3's code, which has no synthesis_kwargs, clamps where nothing is said; stylegan2-ada's does not
         clamp = synthesis.get("conv_clamp") if "synthesis_kwargs" in config else config.get("conv_clamp", 256)
-    for group in groups:
-        for name, usual in (("activation", "lrelu"), ("nonlinearity", "lrelu"), ("mapping_nonlinearity", "lrelu"), ("normalize_latents", True)):
-            if group.get(name, usual) not in (usual, None):
-                raise Mismatch(f"its settings say {name} = {group[name]!r}; we know {usual!r}", file.score)
-        for name in ("resample_filter", "resample_kernel"):
-            if name in group and group[name] not in ([1, 3, 3, 1], (1, 3, 3, 1)):
-                raise Mismatch(f"its settings say {name} = {group[name]!r}; we know [1, 3, 3, 1]", file.score)
+    usual = {"activation": "'lrelu'", "nonlinearity": "'lrelu'", "mapping_nonlinearity": "'lrelu'", "normalize_latents": "True"}
+    usual |= {"resample_filter": "[1, 3, 3, 1]", "resample_kernel": "[1, 3, 3, 1]"}
+    for name, value in (item for group in groups for item in group.items()):
+        if name in usual and repr(value) != usual[name]:
+            raise Mismatch(f"its settings say {name} = {value!r}; we know {usual[name]}", file.score)
     said = [] if config.keys() & {"img_resolution", "resolution"} else [f"no settings in the file: clamp {clamp}, mapping {rate} times slower"]
     if generator:
         return {"map_lr": rate, "g_clamp": _positive(clamp, 0.0)}, said
@@ -681,7 +679,7 @@ def build_arch(base: Arch | None, values: Mapping[str, Any]) -> Arch:
     if "d_widths" not in fields and (shorthand or fresh):
         mirror = "g_widths" in values and not shorthand
         fields["d_widths"] = fields["g_widths"][::-1] if mirror else canonical_widths(d_width, resolution)[::-1]
-    if base is None and fields["g_widths"] and fields["d_widths"]:
+    if base is None and fields["g_widths"] and fields["d_widths"]:  # Arch refuses empty ones
         fields.setdefault("const_width", fields["g_widths"][0])
         fields.setdefault("map_width", fields.get("w_dim", Arch.w_dim))
         if fields.get("classes"):
@@ -711,7 +709,7 @@ def axes(arch: Arch, part: Part) -> Axes:
             found[key] = (None,) * tensor.ndim
             continue
         block, layer, leaf = _split(key)
-        n_in, n_out = (_groups_g if part == "generator" else _groups_d)(block, layer, arch)
+        n_in, n_out = (_groups_g(block) if part == "generator" else _groups_d(block, arch))[layer]
         if leaf.startswith("affine."):
             found[key] = (n_in, None)[: tensor.ndim]
         elif leaf == "weight":
@@ -721,31 +719,17 @@ def axes(arch: Arch, part: Part) -> Axes:
     return found
 
 
-def _groups_g(block: int, layer: str, arch: Arch) -> tuple[Axis, Axis]:
-    """(group of the inputs, of the outputs) of a layer; b8 is the outputs of the block of 8x8, b8.0 those of its first convolution."""
-    before = f"b{block // 2}" if block > 4 else None
-    return {
-        "const": (None, None),
-        "conv0": (before, f"b{block}.0"),
-        "conv1": (f"b{block}.0" if block > 4 else None, f"b{block}"),
-        "skip": (before, f"b{block}"),
-        "torgb": (f"b{block}", None),
-    }[layer]
+def _groups_g(block: int) -> dict[str, tuple[Axis, Axis]]:
+    """{layer: (group of its inputs, of its outputs)}; b8 is the outputs of the block of 8x8, b8.0 those of its first convolution."""
+    before, inner, here = (f"b{block // 2}", f"b{block}.0", f"b{block}") if block > 4 else (None, None, "b4")
+    return {"const": (None, None), "conv0": (before, inner), "conv1": (inner, here), "skip": (before, here), "torgb": (here, None)}
 
 
-def _groups_d(block: int, layer: str, arch: Arch) -> tuple[Axis, Axis]:
+def _groups_d(block: int, arch: Arch) -> dict[str, tuple[Axis, Axis]]:
     """As _groups_g; b8 is the inputs of the block of 8x8."""
-    here, after = f"b{block}", f"b{block // 2}"
-    groups: dict[str, tuple[Axis, Axis]] = {
-        "fromrgb": (None, here),
-        "conv0": (here, f"{here}.0"),
-        "conv1": (f"{here}.0", after),
-        "skip": (here, after),
-        "conv": (((here, 1), (None, 1)) if arch.d_std else here, "conv"),
-        "fc": ((("conv", 16),), "fc"),
-        "out": ("fc", None),
-    }
-    return groups[layer]
+    here, inner, after = f"b{block}", f"b{block}.0", f"b{block // 2}"
+    found: dict[str, tuple[Axis, Axis]] = {"fromrgb": (None, here), "conv0": (here, inner), "conv1": (inner, after), "skip": (here, after)}
+    return found | {"conv": (((here, 1), (None, 1)) if arch.d_std else here, "conv"), "fc": ((("conv", 16),), "fc"), "out": ("fc", None)}
 
 
 def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
