@@ -127,7 +127,7 @@ def _tf_variables(network: Inert, prefix: str = "", depth: int = 0) -> StateDict
     for pair in variables if isinstance(variables, list) else []:
         # a variable of no dimension is pickled as a numpy number
         if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], np.ndarray | np.generic) and pair[1].dtype.kind in "fiu":
-            found[f"{prefix}{pair[0]}"] = torch.from_numpy(np.array(pair[1], pair[1].dtype.newbyteorder("=")))
+            found[f"{prefix}{pair[0]}"] = torch.from_numpy(np.asarray(pair[1], pair[1].dtype.newbyteorder("=")))
     for name, part in components.items() if isinstance(components, dict) and depth < 3 else []:
         if isinstance(part, Inert):
             found |= _tf_variables(part, f"{prefix}{name}/", depth + 1)

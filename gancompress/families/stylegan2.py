@@ -120,7 +120,7 @@ def _filter(x: Tensor, padding: tuple[int, int, int, int], up: int = 1, down: in
 
 
 class Dense(nn.Module):
-    """(N, n_in) -> (N, n_out) at an equalised learning rate, ``lr`` times smaller than the rest; LeakyReLU where ``active``."""
+    """(N, n_in) -> (N, n_out) at an equalised learning rate, ``lr`` times that of the rest; LeakyReLU where ``active``."""
 
     def __init__(self, n_in: int, n_out: int, lr: float = 1.0, active: bool = False) -> None:
         super().__init__()
@@ -568,7 +568,7 @@ def _settings(file: _File, config: Mapping[str, Any]) -> tuple[dict[str, Any], l
     """What no tensor tells: (fields, assumptions), from the settings saved in the file where there are any."""
     generator = file.part == "generator"
     if file.project == "rosinality":
-        return {}, ["as rosinality's code has it: mapping 0.01 times slower, no clamp, LeakyReLU 0.2" + ("" if generator else ", groups of 4 images")]
+        return {}, ["as rosinality's code has it: LeakyReLU 0.2, no clamp, " + ("a mapping rate of 0.01" if generator else "deviations over groups of 4")]
     if file.project == "tensorflow":
         groups = [dict(config)]
         rate, clamp = _positive(config.get("mapping_lrmul"), 0.01 if generator else 0.1), config.get("conv_clamp")
@@ -585,7 +585,7 @@ def _settings(file: _File, config: Mapping[str, Any]) -> tuple[dict[str, Any], l
     for name, value in (item for group in groups for item in group.items()):
         if name in usual and repr(value) != usual[name]:
             raise Mismatch(f"its settings say {name} = {value!r}; we know {usual[name]}", file.score)
-    said = [] if config.keys() & {"img_resolution", "resolution"} else [f"no settings in the file: clamp {clamp}, mapping {rate} times slower"]
+    said = [] if config.keys() & {"img_resolution", "resolution"} else [f"no settings in the file: clamp {clamp}, a mapping rate of {rate}"]
     if generator:
         return {"map_lr": rate, "g_clamp": _positive(clamp, 0.0)}, said
     return {"d_map_lr": rate, "d_clamp": _positive(clamp, 0.0), "d_std_group": int(_positive(std, 0))}, said
