@@ -103,8 +103,8 @@ def _module_config(module: Inert) -> dict[str, Any]:
 
 def _module_state(module: Inert) -> StateDict:
     """The state dict of a pickled network whose class we did not import, in its order."""
-    if isinstance(variables := _attributes(module).get("variables"), list):
-        return _tf_variables(variables)
+    if isinstance(_attributes(module).get("variables"), list):
+        return _tf_variables(module)
     out: StateDict = {}
     pending = [("", 0, module)]
     for _ in range(20_000):  # more than any network has: modules that hold one another would never end
@@ -123,12 +123,19 @@ def _module_state(module: Inert) -> StateDict:
     return out
 
 
-def _tf_variables(variables: list[Any]) -> StateDict:
-    """TensorFlow variables pickled as (name, array): PGGAN, StyleGAN, StyleGAN2."""
-    pairs = [v for v in variables if isinstance(v, tuple) and len(v) == 2]
-    # one of no dimensions, such as lod, is a numpy scalar
-    arrays = [(str(name), np.ascontiguousarray(value)) for name, value in pairs if isinstance(value, np.ndarray | np.generic)]
-    return {name: torch.from_numpy(array) for name, array in arrays if array.dtype.kind in "fiu"}
+def _tf_variables(network: Inert, prefix: str = "", depth: int = 0) -> StateDict:
+    """TensorFlow variables pickled as (name, array), those of a sub-network behind its name: PGGAN, StyleGAN, StyleGAN2."""
+    attributes = _attributes(network)
+    variables, components = attributes.get("variables"), attributes.get("components")
+    found: StateDict = {}
+    for pair in variables if isinstance(variables, list) else []:
+        # a variable of no dimension is pickled as a numpy number
+        if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], np.ndarray | np.generic) and pair[1].dtype.kind in "fiu":
+            found[f"{prefix}{pair[0]}"] = torch.from_numpy(np.array(pair[1], pair[1].dtype.newbyteorder("=")))
+    for name, part in components.items() if isinstance(components, dict) and depth < 3 else []:
+        if isinstance(part, Inert):
+            found |= _tf_variables(part, f"{prefix}{name}/", depth + 1)
+    return found
 
 
 def strip(state: StateDict) -> StateDict:

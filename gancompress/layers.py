@@ -58,34 +58,38 @@ def scale_width(width: int, ch_mul: float) -> int:
 
 
 def upfirdn(x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, padding: tuple[int, int, int, int] = (0, 0, 0, 0), gain: float = 1.0) -> Tensor:
-    """Each channel of x (N, C, H, W) upsampled with zeros, padded, convolved with a kernel and downsampled.
+    """Up-sample by zero insertion, pad, filter, keep every ``down``-th pixel, each channel for itself (Karras et al. 2019, App. B).
 
     Args:
-        kernel: (h, w), or (taps,) for one that is applied down and then across. A true convolution: it is flipped.
-        up: zeros to a sample are up - 1, behind each. down: every down-th sample is kept.
-        padding: left, right, top, bottom, in upsampled pixels; negative ones crop.
-        gain: of the whole.
+        x: (N, C, H, W).
+        kernel: (kh, kw), or (k,) for a separable filter; a true convolution, so it is flipped on the way.
+        padding: (left, right, top, bottom) of the up-sampled image, whose width is W * up; negative values crop.
+
+    Returns:
+        (N, C, H', W') with W' = ceil((W * up + left + right - kw + 1) / down), H' alike.
     """
-    left, right, top, bottom = padding
     if kernel.ndim == 1:
-        kernel = kernel * gain**0.5
-        x = _upfirdn(x, kernel[:, None], (up, 1), (down, 1), (0, 0, top, bottom))
-        return _upfirdn(x, kernel[None], (1, up), (1, down), (left, right, 0, 0))
-    return _upfirdn(x, kernel * gain, (up, up), (down, down), padding)
+        left, right, top, bottom = padding
+        x = _filter(x, (kernel * gain)[None], (1, up), (1, down), (left, right, 0, 0))
+        return _filter(x, kernel[:, None], (up, 1), (down, 1), (0, 0, top, bottom))
+    return _filter(x, kernel * gain, (up, up), (down, down), padding)
 
 
-def _upfirdn(x: Tensor, kernel: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int]) -> Tensor:
-    # a depthwise transposed convolution never meets the zeros: of the ways plain PyTorch has it was the fastest on CPUs
-    weight = kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+def _filter(x: Tensor, kernel: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int]) -> Tensor:
+    """One pass of ``upfirdn`` as a grouped convolution; ``up`` and ``down`` are (vertical, horizontal)."""
+    channels, (height, width) = x.shape[1], kernel.shape
+    left, right, top, bottom = padding
+    kernel = kernel.to(x.dtype)
     if up == (1, 1):
-        x = F.pad(x, padding) if any(padding) else x
-        return F.conv2d(x, weight.flip(2, 3), stride=down, groups=x.shape[1])
-    # that is the convolution at every place the kernel touches: crop it to where the kernel lies inside, as far as both sides agree for free
-    (rows, columns), (left, right, top, bottom) = kernel.shape, padding
-    crop = (columns - 1 - left, columns - up[1] - right, rows - 1 - top, rows - up[0] - bottom)
-    both = (max(0, min(crop[2:])), max(0, min(crop[:2])))
-    x = F.conv_transpose2d(x, weight, stride=up, padding=both, groups=x.shape[1])
-    rest = [both[1] - c for c in crop[:2]] + [both[0] - c for c in crop[2:]]
+        even = left == right and top == bottom and min(left, top) >= 0  # then the convolution pads for itself
+        x = x if even else F.pad(x, padding)
+        return F.conv2d(x, kernel.flip(0, 1).expand(channels, 1, -1, -1), stride=down, padding=(top, left) if even else 0, groups=channels)
+    # a transposed convolution visits the pixels alone and none of the zeros between them (polyphase); it gives the full convolution,
+    # which the padding asked for extends or cuts at each end
+    left, right, top, bottom = left - width + 1, right - width + up[1], top - height + 1, bottom - height + up[0]
+    cut = (max(0, min(-top, -bottom)), max(0, min(-left, -right)))
+    x = F.conv_transpose2d(x, kernel.expand(channels, 1, -1, -1), stride=up, padding=cut, groups=channels)
+    rest = (left + cut[1], right + cut[1], top + cut[0], bottom + cut[0])
     return (F.pad(x, rest) if any(rest) else x)[:, :, :: down[0], :: down[1]]
 
 

@@ -87,6 +87,22 @@ SMALL = {
         {"resolution": 16, "nz": 4, "classes": 3, "shared_dim": 4, "g_widths": (16, 8, 8), "g_attn": (1,), "d_widths": (4, 8, 8), "d_attn": (0,)},
         {"resolution": 8, "nz": 4, "classes": 3, "g_widths": (8, 4), "g_depth": 1, "d_widths": (4, 12), "d_depth": 1, "truncation": 0.4, "latents": "scaled"},
     ],
+    "stylegan2": [
+        {"resolution": 16, "nc": 3, "nz": 5, "w_dim": 6, "map_layers": 2, "const_width": 10, "g_widths": (8, 8, 4)},
+        {
+            "resolution": 8,
+            "nc": 1,
+            "nz": 4,
+            "w_dim": 6,
+            "map_width": 5,
+            "map_layers": 2,
+            "classes": 3,
+            "g_widths": (8, 4),
+            "g_kind": "resnet",
+            "d_kind": "orig",
+        },
+        {"resolution": 16, "nc": 3, "nz": 4, "w_dim": 6, "map_layers": 1, "g_widths": (8, 6, 4), "g_kind": "orig", "g_clamp": 0.9, "d_kind": "skip"},
+    ],
 }
 
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ The order is the reader's: a PatchGAN is a chain of convolutions as a DCGAN's di
 
 from typing import Any
 
-from gancompress.families import biggan, biggan_deep, dcgan, mlp, pggan, resnet, sngan, sngan24, stylegan3, tinygan, unet
+from gancompress.families import biggan, biggan_deep, dcgan, mlp, pggan, resnet, sngan, sngan24, stylegan2, stylegan3, tinygan, unet
 from gancompress.gan import Family
 
 FAMILIES: dict[str, Family] = {
@@ -18,6 +18,7 @@ FAMILIES: dict[str, Family] = {
         pggan.FAMILY,
         sngan.FAMILY,
         sngan24.FAMILY,
+        stylegan2.FAMILY,
         stylegan3.FAMILY,
         tinygan.FAMILY,
         dcgan.FAMILY,
