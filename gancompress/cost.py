@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import platform
 import statistics
 import time
@@ -9,11 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gancompress.gan import GAN, Family
+
+aten = torch.ops.aten
+#: where among its arguments a matrix product has its first factor
+MATRIX_PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
+ATTENTIONS = {
+    aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_efficient_attention,
+    aten._scaled_dot_product_cudnn_attention,
+}
 
 
 @dataclass(frozen=True)
@@ -27,25 +40,87 @@ class Cost:
     bytes: int
 
 
-def _conv_at_output(_x: Any, w: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """FLOPs of a convolution with every kind counted at its output positions."""
-    positions = 1
-    for n in out_shape[2:]:
-        positions *= n
-    per_position = 2
-    for n in w:
-        per_position *= n
-    return int(out_shape[0] * positions * per_position)
+def _macs_of(kind: Any, args: tuple[Any, ...], out: Any) -> tuple[int, int]:
+    """(input convention, output convention) of one operation; (0, 0) where it forms no products worth counting."""
+    if kind is aten.convolution:
+        x, weight, transposed = args[0], args[1], args[6]
+        position = len(x) * weight.numel()
+        return position * math.prod((x if transposed else out).shape[2:]), position * math.prod(out.shape[2:])
+    count = 0
+    if kind in MATRIX_PRODUCTS:
+        first, second = args[MATRIX_PRODUCTS[kind] :][:2]
+        count = first.numel() * second.shape[-1]
+    elif kind in ATTENTIONS:
+        query, key, value = args[:3]
+        count = query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return count, count
+
+
+def _shaped(func: Any, args: tuple[Any, ...]) -> Any:
+    """What an operation gives on the meta device, for the kinds that networks are full of; None for the others, which torch has to run.
+
+    torch runs these too, but in Python code whose first call imports sympy and the compiler: half of the time that ``inspect`` would take.
+    """
+    tensors = [a for a in (args[0] if func is aten.cat.default else args) if isinstance(a, Tensor)]
+    if not tensors or any(t.device.type != "meta" for t in tensors):
+        return None
+    shape: Any
+    if torch.Tag.pointwise in func.tags:
+        if func._schema.is_mutable:
+            return args[0]
+        shape = np.broadcast_shapes(*(t.shape for t in tensors))  # torch's own imports sympy
+    elif func is aten.convolution.default:
+        x, weight, _, *sizes, transposed, added, groups = args
+        sides = zip(x.shape[2:], weight.shape[2:], *sizes, added, strict=True)
+        if transposed:
+            shape = [len(x), groups * weight.shape[1]] + [(n - 1) * step - 2 * pad + gap * (k - 1) + more + 1 for n, k, step, pad, gap, more in sides]
+        else:
+            shape = [len(x), len(weight)] + [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap, _ in sides]
+    elif func is aten.addmm.default:
+        shape = (len(args[1]), args[2].shape[1])
+    elif func is aten.cat.default:
+        axis = args[1] if len(args) > 1 else 0
+        shape = list(tensors[0].shape)
+        shape[axis] = sum(t.shape[axis] for t in tensors)
+    elif func is aten.native_batch_norm.default:
+        shape = args[0].shape
+    else:
+        return None
+    made = torch.empty(shape, dtype=functools.reduce(torch.promote_types, (t.dtype for t in tensors)), device="meta")
+    return (made, made, made) if func is aten.native_batch_norm.default else made  # nobody takes its two statistics
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the multiply-accumulates of the operations under it, as torch.utils.flop_counter does, in both conventions at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_input = self.at_output = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to arrange that the compiler leaves us alone, torch would import it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        out = None if kwargs else _shaped(func, args)
+        if out is None:
+            with self:  # in inference mode operations come whole
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            out = func(*args, **kwargs)
+        at_input, at_output = _macs_of(func.overloadpacket, args, out)
+        self.at_input += at_input
+        self.at_output += at_output
+        return out
 
 
 def macs(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int]:
     """(input convention, output convention) of one forward pass; works on the meta device."""
-    counts = []
-    for mapping in (None, {torch.ops.aten.convolution: _conv_at_output}):
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-            net(*inputs)
-        counts.append(counter.get_total_flops() // 2)
-    return counts[0], counts[1]
+    with torch.no_grad(), _Counter() as counter:
+        net(*inputs)
+    return counter.at_input, counter.at_output
 
 
 def generator_cost(family: Family, arch: Any) -> Cost:

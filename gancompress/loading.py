@@ -1,6 +1,6 @@
 """Finds the networks in whatever a user calls a checkpoint, and builds them.
 
-A source is a file, a directory holding G and D, a run folder, ``sample:NAME`` or ``module:FILE.py:FACTORY``.
+A source is a file, a directory holding G and D, a run folder, ``sample:NAME``, ``module:FILE.py:FACTORY`` or, on the Hugging Face Hub, ``owner/name``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from gancompress.checkpoint import FORMAT_VERSION, METADATA_KEY
 from gancompress.contents import Content, contents, is_ema, plain, split, strip
-from gancompress.errors import CheckpointError, MissingError, UsageError
+from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN, Family, Mismatch, Part, Reading, StateDict
+from gancompress.hub import SCHEME, SUFFIXES, fetch, parse
 from gancompress.layers import natural_key
 from gancompress.unpickle import Opened, open_checkpoint
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 SHARED_FIELDS = {"resolution", "nc", "classes"}
 
 
@@ -41,7 +41,10 @@ class Network:
 
 @dataclass
 class Found:
-    """Everything a source holds; what ``inspect`` prints. ``arch`` is exact for the parts in ``networks``."""
+    """Everything a source holds; what ``inspect`` prints. ``arch`` is exact for the parts in ``networks``.
+
+    ``pinned``: the source by a name that stays the same file, with commit and file where it lies on the Hub.
+    """
 
     source: str
     path: Path
@@ -52,6 +55,7 @@ class Found:
     networks: list[Network]
     others: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    pinned: str = ""
 
     def network(self, part: Part, ema: bool = True) -> Network | None:
         """The network of that part: the EMA where there is one and ``ema`` is set, else the raw one."""
@@ -118,7 +122,8 @@ def _check_values(state: StateDict, path: Path, place: str) -> None:
 # ------------------------------------------------------------------------------------------------------------------- sources
 
 
-def _resolve(source: str) -> Path:
+def _resolve(source: str) -> tuple[Path, str]:
+    """(path, the same source pinned to a commit and file if it lies on the Hub). What is here comes before what is there."""
     if source.startswith("sample:"):
         name = source.removeprefix("sample:")
         folder = Path(str(resources.files("gancompress"))) / "samples"
@@ -126,11 +131,18 @@ def _resolve(source: str) -> Path:
         if not path.is_file():
             known = ", ".join(f"sample:{p.stem}" for p in sorted(folder.glob("*.safetensors")))
             raise MissingError(f"no bundled teacher {source!r}", f"there is: {known}")
-        return path
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise MissingError(f"{source}: no such file or directory", "give a checkpoint file, a directory with G and D, or sample:dcgan-mnist")
-    return path
+        return path, source
+    path, uri = Path(source).expanduser(), source.startswith(SCHEME)
+    if path.exists() and not uri:
+        return path, source
+    if not (remote := parse(source)):
+        hint = f"give a checkpoint file, a directory with G and D, sample:dcgan-mnist, or {SCHEME}owner/name for the Hugging Face Hub"
+        raise MissingError(f"{source}: no such file or directory", hint)
+    try:
+        path, pinned = fetch(remote)
+    except GanCompressError as error:
+        raise type(error)(f"{source}: {'' if uri else 'no such file or directory; and '}{error}", error.hint) from None
+    return path, str(pinned)
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -179,10 +191,13 @@ def find(source: str, *, discriminator: str | None = None, family: str | None = 
         UsageError: networks that do not belong together, or an unknown option.
     """
     options = _checked_options(options or {}, family)
-    path = _resolve(source)
+    path, pinned = _resolve(source)
     files = _files_of(path) if path.is_dir() else [path]
+    pins = [pinned]
     if discriminator:
-        files.append(_resolve(discriminator))
+        beside, pin = _resolve(discriminator)
+        files.append(beside)
+        pins.append(pin)
     opened = {file: open_checkpoint(file) for file in files}
     config = _config_beside(files, opened)
     networks: list[Network] = []
@@ -207,6 +222,9 @@ def find(source: str, *, discriminator: str | None = None, family: str | None = 
     if unknown := set(options) - known:
         raise UsageError(f"{source}: a {found.family.name} takes no option {min(unknown)!r}", f"options: {', '.join(sorted(known)) or 'none'}")
     found.arch = found.family.build_arch(found.arch, {k: v for k, v in options.items() if k in found.family.settings})
+    found.pinned = pinned
+    if remote := [p for p in pins if p.startswith(SCHEME)]:
+        found.metadata["hub"] = " and ".join(remote)
     return found
 
 
@@ -306,14 +324,15 @@ def load_gan(source: str, *, discriminator: str | None = None, ema: bool = True,
     found = find(source, discriminator=discriminator, options=options)
     generator = build(found, "generator", ema)
     critic = build(found, "discriminator") if found.network("discriminator") else None
-    return GAN(found.family, found.arch, generator, critic, source).freeze()
+    return GAN(found.family, found.arch, generator, critic, found.pinned).freeze()
 
 
 def load(source: str | Path, part: Part = "generator", ema: bool = True, **reader_options: Any) -> nn.Module:
     """A network in evaluation mode from anything ``distill`` takes: a teacher or a student, a file, a directory, ``sample:NAME``.
 
     Args:
-        source: path of a checkpoint or directory, ``sample:dcgan-mnist``, or ``module:file.py:factory``.
+        source: path of a checkpoint or directory, ``sample:dcgan-mnist``, ``owner/name`` (``@revision``, ``:file``) of the Hugging Face Hub,
+            or ``module:file.py:factory``.
         part: "generator": ``G(inputs, condition=None) -> images (N, C, H, W) in [-1, 1]``;
             "discriminator": ``D(images, condition=None) -> logits (N,)`` before any sigmoid.
         ema: take the averaged weights where the file has both.

@@ -156,7 +156,7 @@ LEVELS = [
     {"gan"},
     {"layers"},
     {"families", "losses"},
-    {"config", "data", "scaling", "unpickle", "checkpoint", "cost", "user_module"},
+    {"config", "data", "scaling", "unpickle", "checkpoint", "cost", "hub", "user_module"},
     {"contents"},
     {"loading", "report", "extractors", "runs", "students"},
     {"loop", "metrics", "exporter"},
