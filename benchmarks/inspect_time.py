@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     family = FAMILIES["dcgan"]
-    width = math.isqrt(args.mb * 1_000_000 // (4 * 16 * 42)) // 8 * 8  # four-by-four kernels, (8 * 4 + 4 * 2 + 2 * 1) width^2 of them and few beside
+    width = math.isqrt(args.mb * 1_000_000 // (4 * 16 * 42)) // 8 * 8  # kernels of 16 weights, (8 * 4 + 4 * 2 + 2 * 1) width^2 of them and few beside
     with TemporaryDirectory() as folder:
         path = Path(folder) / "netG.pth"
         torch.save(family.generator(family.build_arch(None, {"width": width})).state_dict(), path)

@@ -7,6 +7,7 @@ import math
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gancompress.gan import GAN, Family
 
@@ -56,38 +58,32 @@ def _macs_of(kind: Any, args: tuple[Any, ...], out: Any) -> tuple[int, int]:
     return count, count
 
 
-def _shaped(func: Any, args: tuple[Any, ...]) -> Any:
-    """What an operation gives on the meta device, for the kinds that networks are full of; None for the others, which torch has to run.
-
-    torch runs these too, but in Python code whose first call imports sympy and the compiler: half of the time that ``inspect`` would take.
-    """
-    tensors = [a for a in (args[0] if func is aten.cat.default else args) if isinstance(a, Tensor)]
-    if not tensors or any(t.device.type != "meta" for t in tensors):
+def _shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation on the meta device gives; None where no tensor is there. Torch would say it in Python code that imports its compiler first."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors or any(not t.is_meta for t in tensors):
         return None
-    shape: Any
+    kind = func.overloadpacket
+    shape: Sequence[int] | None = None
     if torch.Tag.pointwise in func.tags:
         if func._schema.is_mutable:
             return args[0]
         shape = np.broadcast_shapes(*(t.shape for t in tensors))  # torch's own imports sympy
-    elif func is aten.convolution.default:
+    elif kind is aten.convolution:
         x, weight, _, *sizes, transposed, added, groups = args
         sides = zip(x.shape[2:], weight.shape[2:], *sizes, added, strict=True)
         if transposed:
             shape = [len(x), groups * weight.shape[1]] + [(n - 1) * step - 2 * pad + gap * (k - 1) + more + 1 for n, k, step, pad, gap, more in sides]
         else:
             shape = [len(x), len(weight)] + [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap, _ in sides]
-    elif func is aten.addmm.default:
-        shape = (len(args[1]), args[2].shape[1])
-    elif func is aten.cat.default:
-        axis = args[1] if len(args) > 1 else 0
-        shape = list(tensors[0].shape)
-        shape[axis] = sum(t.shape[axis] for t in tensors)
-    elif func is aten.native_batch_norm.default:
-        shape = args[0].shape
-    else:
-        return None
-    made = torch.empty(shape, dtype=functools.reduce(torch.promote_types, (t.dtype for t in tensors)), device="meta")
-    return (made, made, made) if func is aten.native_batch_norm.default else made  # nobody takes its two statistics
+    elif kind in MATRIX_PRODUCTS:
+        first, second = args[MATRIX_PRODUCTS[kind] :][:2]
+        shape = [*first.shape[:-1], second.shape[-1]]
+    if shape is not None:
+        return torch.empty(shape, dtype=functools.reduce(torch.promote_types, (t.dtype for t in tensors)), device="meta")
+    # the rest costs little beside the products: it is run, on zeros
+    real = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device="cpu"), (args, kwargs))
+    return tree_map_only(Tensor, lambda t: t.to("meta"), func(*real[0], **real[1]))
 
 
 class _Counter(TorchDispatchMode):
@@ -103,7 +99,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        out = None if kwargs else _shaped(func, args)
+        out = _shaped(func, args, kwargs)
         if out is None:
             with self:  # in inference mode operations come whole
                 out = func.decompose(*args, **kwargs)

@@ -23,7 +23,8 @@ class Repo:
     refs: dict[str, str]
     private: bool = False
     gated: bool = False
-    status: int = 200  # what every request is answered with, where it is an error
+    status: int = 200  # of every answer, where it is an error
+    content_status: int = 200  # the same for files alone
 
     @staticmethod
     def of(files: dict[str, bytes], **options) -> Repo:
@@ -97,6 +98,8 @@ class Handler(BaseHTTPRequestHandler):
             self.fail(404 if token else 401, "RepoNotFound", "Repository not found")
         elif repo.status != 200:
             self.fail(repo.status, message="out of order")
+        elif content and repo.content_status != 200:
+            self.fail(repo.content_status, message="out of paper")
         elif repo.gated and content and token != TOKEN:
             self.fail(403 if token else 401, "GatedRepo", f"Access to model {repo_id} is restricted")
         else:

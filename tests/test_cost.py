@@ -88,11 +88,13 @@ def test_attention_is_two_products():
         lambda x, y: torch.cat([x, y.clamp(min=0)], 1).mean((2, 3)),
         lambda x, y: torch.where(x > y, x, y.tanh()) ** 2 / 3,
         lambda x, y: torch.addmm(x[0, 0, 0], x[0, 0], y[0, 0]),
+        lambda x, y: torch.baddbmm(x[0, :, :1], x[0], y[0]).reshape(3, -1).T,
+        lambda x, y: F.interpolate(F.pad(x, (1, 2, 0, 1), mode="reflect"), scale_factor=2, mode="bilinear").unflatten(3, (2, -1)).permute(4, 1, 3, 2, 0),
         lambda x, y: F.instance_norm(x, eps=1e-3).sum(1, keepdim=True) * y,
     ],
 )
 def test_the_meta_device_has_the_shapes_of_the_real_one(function):
-    """The counter makes up the results of common operations there; another shape would count the next layer wrongly."""
+    """The counter makes up the results of operations there; another shape would count the next layer wrongly."""
     expected = function(*torch.rand(2, 3, 3, 4, 4)).shape
     found = []
 

@@ -65,6 +65,7 @@ def hub():
     served["owner/private"] = Repo.of({"netG.pth": G_PT}, private=True)
     served["owner/gated"] = Repo.of({"netG.pth": G_PT}, gated=True)
     served["owner/broken"] = Repo.of({"netG.pth": G_PT}, status=418)
+    served["owner/listed"] = Repo.of({"netG.pth": G_PT}, content_status=418)
     with Hub(served) as running:
         yield running
 
@@ -175,9 +176,9 @@ def test_weights_in_pieces_and_no_weights_at_all_are_said(environment):
 
 
 def test_each_refusal_of_the_hub_is_an_error_of_its_own(environment):
-    sources = ["owner/private", "owner/gated", "owner/absent", "owner/pair@v9:netG.pth", "owner/pair:netX.pth", "owner/broken"]
+    sources = ["owner/private", "owner/gated", "owner/absent", "owner/pair@v9:netG.pth", "owner/pair:netX.pth", "owner/broken", "owner/listed"]
     found = fetched(environment, *sources)
-    assert [f["code"] for f in found] == [4] * 6
+    assert [f["code"] for f in found] == [4] * 7
     said = [
         ("no Hub repository owner/private, or a private one", "HF_TOKEN"),
         ("owner/gated is gated", f"{environment['HF_ENDPOINT']}/owner/gated"),
@@ -185,6 +186,7 @@ def test_each_refusal_of_the_hub_is_an_error_of_its_own(environment):
         ("owner/pair has no revision v9", "branches and tags"),
         ("owner/pair has no file netX.pth", "netG.pth, netD.pth"),
         ("the Hub answered 418 out of order", "try again"),
+        ("the Hub answered 418 out of paper", "try again"),
     ]
     for one, (error, hint) in zip(found, said, strict=True):
         assert error in one["error"]
