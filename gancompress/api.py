@@ -14,6 +14,7 @@ from gancompress.console import Silent
 from gancompress.cost import generator_cost
 from gancompress.data import EVALUATION, draw, rng
 from gancompress.errors import MissingError, UsageError
+from gancompress.hub import SCHEME, in_cache
 from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
 from gancompress.losses import LOSSES
@@ -179,7 +180,8 @@ def teacher_of(source: str) -> tuple[str | None, dict[str, Any], str]:
         return None, {}, ""
     teacher = str((record.get("sources") or {}).get("teacher"))
     # a run folder may be somebody else's: code that it names is not run, and nothing is downloaded for it
-    if teacher.startswith("sample:") or Path(teacher).exists():
+    if teacher.startswith("sample:") or Path(teacher).exists() or in_cache(teacher):
         return teacher, record["identity"]["teacher"].get("options") or {}, ""
     reason = "code of your own is run only where you name it" if teacher.startswith("module:") else "it is not here"
-    return None, {}, f"the run's teacher {teacher} is left out: {reason}\nhint: --against {teacher if teacher.startswith('module:') else 'PATH'}"
+    named = teacher if teacher.startswith(("module:", SCHEME)) else "PATH"
+    return None, {}, f"the run's teacher {teacher} is left out: {reason}\nhint: --against {named}"

@@ -81,7 +81,7 @@ def _device(name: str) -> Any:
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(help="A checkpoint file, a directory with G and D, a run folder, or sample:dcgan-mnist.")],
+    source: Annotated[str, typer.Argument(help="A checkpoint file, a directory with G and D, a run folder, owner/name of the Hub, or sample:NAME.")],
     discriminator: Discriminator = None,
     classes: Classes = None,
     reader: ReaderOption = None,
@@ -98,7 +98,7 @@ def inspect(
 
 @app.command()
 def distill(
-    teacher: Annotated[Optional[str], typer.Argument(help="The teacher: a file, a directory, a run folder, sample:NAME; none for --recipe scratch.")] = None,  # noqa: UP045
+    teacher: Annotated[Optional[str], typer.Argument(help="The teacher: a path, owner/name of the Hub, sample:NAME; none for --recipe scratch.")] = None,  # noqa: UP045
     overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys, such as schedule.kimg=50.")] = None,  # noqa: UP045
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="A name of `gancompress recipes`, or a YAML file.")] = "mse",
     ch_mul: Annotated[Optional[float], typer.Option("--ch-mul", help="Width of the student's hidden layers, in (0, 1].")] = None,  # noqa: UP045

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gancompress.gan import GAN, Family
+
+aten = torch.ops.aten
+#: where among its arguments a matrix product has its first factor
+MATRIX_PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
+ATTENTIONS = {
+    aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_efficient_attention,
+    aten._scaled_dot_product_cudnn_attention,
+}
 
 
 @dataclass(frozen=True)
@@ -27,25 +42,81 @@ class Cost:
     bytes: int
 
 
-def _conv_at_output(_x: Any, w: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """FLOPs of a convolution with every kind counted at its output positions."""
-    positions = 1
-    for n in out_shape[2:]:
-        positions *= n
-    per_position = 2
-    for n in w:
-        per_position *= n
-    return int(out_shape[0] * positions * per_position)
+def _macs_of(kind: Any, args: tuple[Any, ...], out: Any) -> tuple[int, int]:
+    """(input convention, output convention) of one operation; (0, 0) where it forms no products worth counting."""
+    if kind is aten.convolution:
+        x, weight, transposed = args[0], args[1], args[6]
+        position = len(x) * weight.numel()
+        return position * math.prod((x if transposed else out).shape[2:]), position * math.prod(out.shape[2:])
+    count = 0
+    if kind in MATRIX_PRODUCTS:
+        first, second = args[MATRIX_PRODUCTS[kind] :][:2]
+        count = first.numel() * second.shape[-1]
+    elif kind in ATTENTIONS:
+        query, key, value = args[:3]
+        count = query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return count, count
+
+
+def _shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation on the meta device gives; None where no tensor is there. Torch would say it in Python code that imports its compiler first."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors or any(not t.is_meta for t in tensors):
+        return None
+    kind = func.overloadpacket
+    shape: Sequence[int] | None = None
+    if torch.Tag.pointwise in func.tags:
+        if func._schema.is_mutable:
+            return args[0]
+        shape = np.broadcast_shapes(*(t.shape for t in tensors))  # torch's own imports sympy
+    elif kind is aten.convolution:
+        x, weight, _, *sizes, transposed, added, groups = args
+        sides = zip(x.shape[2:], weight.shape[2:], *sizes, added, strict=True)
+        if transposed:
+            shape = [len(x), groups * weight.shape[1]] + [(n - 1) * step - 2 * pad + gap * (k - 1) + more + 1 for n, k, step, pad, gap, more in sides]
+        else:
+            shape = [len(x), len(weight)] + [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap, _ in sides]
+    elif kind in MATRIX_PRODUCTS:
+        first, second = args[MATRIX_PRODUCTS[kind] :][:2]
+        shape = [*first.shape[:-1], second.shape[-1]]
+    if shape is not None:
+        return torch.empty(shape, dtype=functools.reduce(torch.promote_types, (t.dtype for t in tensors)), device="meta")
+    # the rest costs little beside the products: it is run, on zeros
+    real = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device="cpu"), (args, kwargs))
+    return tree_map_only(Tensor, lambda t: t.to("meta"), func(*real[0], **real[1]))
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the multiply-accumulates of the operations under it, as torch.utils.flop_counter does, in both conventions at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_input = self.at_output = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to arrange that the compiler leaves us alone, torch would import it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        out = _shaped(func, args, kwargs)
+        if out is None:
+            with self:  # in inference mode operations come whole
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            out = func(*args, **kwargs)
+        at_input, at_output = _macs_of(func.overloadpacket, args, out)
+        self.at_input += at_input
+        self.at_output += at_output
+        return out
 
 
 def macs(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int]:
     """(input convention, output convention) of one forward pass; works on the meta device."""
-    counts = []
-    for mapping in (None, {torch.ops.aten.convolution: _conv_at_output}):
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-            net(*inputs)
-        counts.append(counter.get_total_flops() // 2)
-    return counts[0], counts[1]
+    with torch.no_grad(), _Counter() as counter:
+        net(*inputs)
+    return counter.at_input, counter.at_output
 
 
 def generator_cost(family: Family, arch: Any) -> Cost:

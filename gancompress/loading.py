@@ -1,6 +1,6 @@
 """Finds the networks in whatever a user calls a checkpoint, and builds them.
 
-A source is a file, a directory holding G and D, a run folder, ``sample:NAME`` or ``module:FILE.py:FACTORY``.
+A source is a file, a directory holding G and D, a run folder, ``sample:NAME``, ``module:FILE.py:FACTORY`` or, on the Hugging Face Hub, ``owner/name``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from gancompress.contents import Content, contents, is_ema, plain, split, strip
 from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN, Family, Mismatch, Part, Reading, StateDict
+from gancompress.hub import SCHEME, SUFFIXES, fetch, parse
 from gancompress.layers import natural_key
 from gancompress.unpickle import Opened, open_checkpoint
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 SHARED_FIELDS = {"resolution", "nc", "classes"}
 #: of names before a network's own in one flat dict
 MAX_DEPTH = 8
@@ -44,7 +44,10 @@ class Network:
 
 @dataclass
 class Found:
-    """Everything a source holds; what ``inspect`` prints. ``arch`` is exact for the parts in ``networks``."""
+    """Everything a source holds; what ``inspect`` prints. ``arch`` is exact for the parts in ``networks``.
+
+    ``pinned``: the source by a name that stays the same file, with commit and file where it lies on the Hub.
+    """
 
     source: str
     path: Path
@@ -55,6 +58,7 @@ class Found:
     networks: list[Network]
     others: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    pinned: str = ""
 
     def network(self, part: Part, ema: bool = True) -> Network | None:
         """The network of that part: the EMA where there is one and ``ema`` is set, else the raw one."""
@@ -139,7 +143,8 @@ def _check_values(state: StateDict, path: Path, place: str) -> None:
 # ------------------------------------------------------------------------------------------------------------------- sources
 
 
-def _resolve(source: str) -> Path:
+def _resolve(source: str) -> tuple[Path, str]:
+    """(path, the same source pinned to a commit and file if it lies on the Hub). What is here comes before what is there."""
     if source.startswith("sample:"):
         name = source.removeprefix("sample:")
         folder = Path(str(resources.files("gancompress"))) / "samples"
@@ -147,11 +152,18 @@ def _resolve(source: str) -> Path:
         if not path.is_file():
             known = ", ".join(f"sample:{p.stem}" for p in sorted(folder.glob("*.safetensors")))
             raise MissingError(f"no bundled teacher {source!r}", f"there is: {known}")
-        return path
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise MissingError(f"{source}: no such file or directory", "give a checkpoint file, a directory with G and D, or sample:dcgan-mnist")
-    return path
+        return path, source
+    path, uri = Path(source).expanduser(), source.startswith(SCHEME)
+    if path.exists() and not uri:
+        return path, source
+    if not (remote := parse(source)):
+        hint = f"give a checkpoint file, a directory with G and D, sample:dcgan-mnist, or {SCHEME}owner/name for the Hugging Face Hub"
+        raise MissingError(f"{source}: no such file or directory", hint)
+    try:
+        path, pinned = fetch(remote)
+    except GanCompressError as error:
+        raise type(error)(f"{source}: {'' if uri else 'no such file or directory; and '}{error}", error.hint) from None
+    return path, str(pinned)
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -206,29 +218,16 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
     """
     options = _checked_options(options or {})
     family, key = options.pop("family", None), options.pop("key", None)
-    path = _resolve(source)
+    path, pinned = _resolve(source)
     files = _files_of(path) if path.is_dir() else [path]
+    pins = [pinned]
     if discriminator:
-        files.append(_resolve(discriminator))
+        beside, pin = _resolve(discriminator)
+        files.append(beside)
+        pins.append(pin)
     opened = {file: open_checkpoint(file) for file in files}
-    config = _config_beside(files, opened)
-    networks: list[Network] = []
-    others: list[str] = []
-    metadata: dict[str, Any] = {}
-    miss: _NoFamily | None = None
-    for file, content in opened.items():
-        if METADATA_KEY in content.metadata:
-            own, meta = _own_networks(content, file)
-            networks += own
-            metadata = metadata or meta
-            continue
-        more, rest, near = _networks(content, file, family, {**options, "config": config})
-        if discriminator and file == files[-1]:  # what else is in that file was not asked for
-            others += [f"{n.where}: a generator, left aside" for n in more if n.reading.part == "generator"]
-            more = [n for n in more if n.reading.part == "discriminator"]
-        networks += more
-        others += rest + ([f"not imported: {', '.join(content.inert[:4])}"] if content.inert else [])
-        miss = near if miss is None or (near and near.score > miss.score) else miss
+    options["config"] = _config_beside(files, opened)
+    networks, others, metadata, miss = _read_files(opened, beside if discriminator else None, family, options)
     if not networks:
         raise _nothing_found(path, others, miss)
     networks = _chosen(networks, key) if key else networks
@@ -236,13 +235,39 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
         names = {file.name for file in files[: len(files) - bool(discriminator)]}
         _refuse_two_generators(path, [n for n in networks if n.where.partition(":")[0] in names])
     containers = " and ".join(dict.fromkeys(o.container for o in opened.values()))
-    networks = _of_one_family(networks, {**options, "config": config})
+    networks = _of_one_family(networks, options)
     found = _assemble(source, path, containers, sum(f.stat().st_size for f in files), networks, others, metadata)
     known = found.family.options | found.family.settings
-    if unknown := set(options) - known:
+    if unknown := set(options) - known - {"config"}:
         raise UsageError(f"{source}: a {found.family.name} takes no option {min(unknown)!r}", f"options: {', '.join(sorted(known)) or 'none'}")
     found.arch = found.family.build_arch(found.arch, {k: v for k, v in options.items() if k in found.family.settings})
+    found.pinned = pinned
+    if remote := [p for p in pins if p.startswith(SCHEME)]:
+        found.metadata["hub"] = " and ".join(remote)
     return found
+
+
+def _read_files(
+    opened: Mapping[Path, Opened], critic: Path | None, family: str | None, options: Mapping[str, Any]
+) -> tuple[list[Network], list[str], dict[str, Any], _NoFamily | None]:
+    """(networks, what else there is, metadata of our own file, nearest miss) of all files; of ``critic`` its discriminator alone."""
+    networks: list[Network] = []
+    others: list[str] = []
+    metadata: dict[str, Any] = {}
+    miss: _NoFamily | None = None
+    for file, content in opened.items():
+        if METADATA_KEY in content.metadata:
+            found, meta = _own_networks(content, file)
+            metadata = metadata or meta
+        else:
+            found, rest, near = _networks(content, file, family, options)
+            others += rest + ([f"not imported: {', '.join(content.inert[:4])}"] if content.inert else [])
+            miss = near if miss is None or (near and near.score > miss.score) else miss
+        if file == critic:  # what else is in that file was not asked for
+            others += [f"{n.where}: a generator, left aside" for n in found if n.reading.part == "generator"]
+            found = [n for n in found if n.reading.part == "discriminator"]
+        networks += found
+    return networks, others, metadata, miss
 
 
 def _chosen(networks: list[Network], key: str) -> list[Network]:
@@ -388,14 +413,15 @@ def load_gan(source: str, *, discriminator: str | None = None, ema: bool = True,
     found = find(source, discriminator=discriminator, options=options)
     generator = build(found, "generator", ema)
     critic = build(found, "discriminator") if found.network("discriminator") else None
-    return GAN(found.family, found.arch, generator, critic, source).freeze()
+    return GAN(found.family, found.arch, generator, critic, found.pinned).freeze()
 
 
 def load(source: str | Path, part: Part = "generator", ema: bool = True, **reader_options: Any) -> nn.Module:
     """A network in evaluation mode from anything ``distill`` takes: a teacher or a student, a file, a directory, ``sample:NAME``.
 
     Args:
-        source: path of a checkpoint or directory, ``sample:dcgan-mnist``, or ``module:file.py:factory``.
+        source: path of a checkpoint or directory, ``sample:dcgan-mnist``, ``owner/name`` (``@revision``, ``:file``) of the Hugging Face Hub,
+            or ``module:file.py:factory``.
         part: "generator": ``G(inputs, condition=None) -> images (N, C, H, W) in [-1, 1]``;
             "discriminator": ``D(images, condition=None) -> logits (N,)`` before any sigmoid.
         ema: take the averaged weights where the file has both.

@@ -20,6 +20,7 @@ from gancompress.data import INIT, Batches, Images, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
 from gancompress.families import family_of
 from gancompress.gan import GAN, Family
+from gancompress.hub import SCHEME
 from gancompress.loading import load_gan
 from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
@@ -148,7 +149,8 @@ def make_plan(
     name = recipe_path(recipe).stem
     run_dir = Path(out) if out else default_dir(f"{name}-{family.name}-x{numbers.student.ch_mul:g}", identity)
     refuse_foreign(run_dir, identity)
-    sources = {"teacher": _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
+    pinned = source.source if source and source.source.startswith(SCHEME) else None  # a branch on the Hub may move
+    sources = {"teacher": pinned or _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
     return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, notes + more)
 
 

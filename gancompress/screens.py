@@ -36,7 +36,7 @@ def show_inspection(found: dict[str, Any]) -> None:
     rows += [["", ", ".join(lacking)]] if lacking else []
     rows += [["also", other] for other in found["others"]]
     rows += [["assumed" if i == 0 else "", a] for i, a in enumerate(found["assumptions"])]
-    rows += [[key, _plain(value)] for key, value in found["metadata"].items() if key in ("recipe", "kimg", "seed", "teacher_sha256")]
+    rows += [[key, _plain(value)] for key, value in found["metadata"].items() if key in ("recipe", "kimg", "seed", "teacher_sha256", "hub")]
     stdout.print(found["source"], style="bold", highlight=False, markup=False)
     for key, value in rows:
         stdout.print(f"  {key:<14}{value}", highlight=False, markup=False)

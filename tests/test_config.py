@@ -157,7 +157,7 @@ LEVELS = [
     {"layers"},
     {"patchgan", "brock"},
     {"families", "losses"},
-    {"config", "data", "scaling", "unpickle", "checkpoint", "cost", "user_module"},
+    {"config", "data", "scaling", "unpickle", "checkpoint", "cost", "hub", "user_module"},
     {"contents"},
     {"loading", "report", "extractors", "runs", "students"},
     {"loop", "metrics", "exporter"},
