@@ -156,7 +156,7 @@ def read_spectral(state: StateDict, eps: float = 1e-12) -> StateDict:
 
     def stepped(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         if weight.ndim < 2 or u.numel() != len(weight):
-            raise Mismatch(f"{prefix}: a singular vector of shape {tuple(u.shape)} beside a weight of shape {tuple(weight.shape)}", 0.7)
+            raise Mismatch(f"{prefix}: a singular vector of shape {tuple(u.shape)} for the spectral norm of a weight of shape {tuple(weight.shape)}", 0.7)
         matrix = weight.flatten(1).float()
         v = F.normalize(u.flatten().float() @ matrix, dim=0, eps=eps)
         return F.normalize(matrix @ v, dim=0, eps=eps), v

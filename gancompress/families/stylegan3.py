@@ -179,7 +179,7 @@ class SynthesisInput(nn.Module):
         channels = arch.widths[0]
         self.weight = nn.Parameter(torch.empty(channels, channels))
         self.affine = Dense(arch.w_dim, 4)
-        self.register_buffer("transform", torch.eye(3))
+        self.register_buffer("transform", torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]))  # torch.eye imports the compiler on the meta device
         self.register_buffer("freqs", torch.empty(channels, 2))
         self.register_buffer("phases", torch.empty(channels))
         self.transform: Tensor
