@@ -81,7 +81,7 @@ def test_upstream_s_own_outputs_are_reproduced(golden, case):
 def test_the_critic_beside_a_stylegan3_is_read_as_that_of_a_stylegan2(golden):
     folder = golden / "nvlabs/sg3_32"
     meta, arrays = json.loads((folder / "meta.json").read_text()), arrays_of(folder)
-    net = build(find(str(folder / meta["file"]), family="stylegan2"), "discriminator")
+    net = build(find(str(folder / meta["file"]), options={"family": "stylegan2"}), "discriminator")
     found = net(arrays["D_x"])
     torch.testing.assert_close(found, arrays["D_logits"].reshape(found.shape), rtol=0, atol=tolerances(meta)["D_logits"])
 
