@@ -33,6 +33,7 @@ from gancompress.brock import (
     check_blocks,
     checked_labels,
     counted,
+    embedding,
     fit,
     labels_last,
     norm_roles,
@@ -106,7 +107,7 @@ class GBlock(nn.Module):
         def make(width: int) -> nn.Module:
             if arch.shared_dim:
                 return orthogonal(nn.Linear(n_condition, width, bias=False), arch.sn_eps)
-            return orthogonal(nn.Embedding(arch.classes, width))
+            return orthogonal(embedding(arch.classes, width))
 
         self.bn1, self.bn2 = ConditionalNorm(n_in, make, arch.bn_eps), ConditionalNorm(n_out, make, arch.bn_eps)
         self.conv1 = orthogonal(nn.Conv2d(n_in, n_out, 3, padding=1), arch.sn_eps)
@@ -127,7 +128,7 @@ class Generator(nn.Module):
         super().__init__()
         self.arch = arch
         if arch.shared_dim:
-            self.shared = orthogonal(nn.Embedding(arch.classes, arch.shared_dim))
+            self.shared = orthogonal(embedding(arch.classes, arch.shared_dim))
         self.linear = orthogonal(nn.Linear(arch.chunk, 16 * arch.g_widths[0]), arch.sn_eps)
         self.blocks = nn.ModuleList()
         for i, (n_in, n_out) in enumerate(pairwise(arch.g_widths)):
@@ -185,7 +186,7 @@ class Discriminator(nn.Module):
             attention = [Attention(n_out, arch.sn_eps)] if i in arch.d_attn else []
             self.blocks.append(nn.Sequential(DBlock(arch, i, n_in, n_out), *attention))
         self.linear = orthogonal(nn.Linear(arch.d_widths[-1], 1), arch.sn_eps)
-        self.embed = orthogonal(nn.Embedding(arch.classes, arch.d_widths[-1]), arch.sn_eps)
+        self.embed = orthogonal(embedding(arch.classes, arch.d_widths[-1]), arch.sn_eps)
 
     def features(self, images: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Activations after each block and its attention, then the logits (N,)."""

@@ -31,6 +31,7 @@ from gancompress.brock import (
     check_blocks,
     checked_labels,
     counted,
+    embedding,
     eps_of,
     fit,
     labels_last,
@@ -136,7 +137,7 @@ class Generator(nn.Module):
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         self.arch = arch
-        self.shared = orthogonal(nn.Embedding(arch.classes, arch.shared_dim))
+        self.shared = orthogonal(embedding(arch.classes, arch.shared_dim))
         self.linear = orthogonal(nn.Linear(arch.shared_dim + arch.nz, 16 * arch.g_widths[0]), arch.sn_eps)
         self.blocks = nn.ModuleList()
         for i, (n_in, n_out, up) in enumerate(arch.g_blocks):
@@ -190,7 +191,7 @@ class Discriminator(nn.Module):
             stage: list[nn.Module] = [DBlock(arch, n_out if j else n_in, n_out, j == 0 and i < arch.d_down) for j in range(arch.d_depth)]
             self.blocks.append(nn.Sequential(*stage, *([Attention(n_out, arch.sn_eps)] if i in arch.d_attn else [])))
         self.linear = orthogonal(nn.Linear(arch.d_widths[-1], 1), arch.sn_eps)
-        self.embed = orthogonal(nn.Embedding(arch.classes, arch.d_widths[-1]), arch.sn_eps)
+        self.embed = orthogonal(embedding(arch.classes, arch.d_widths[-1]), arch.sn_eps)
 
     def features(self, images: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """Activations after each stage and its attention, then the logits (N,)."""
