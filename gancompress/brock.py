@@ -16,11 +16,6 @@ from gancompress.gan import Axes, Axis, Mismatch, StateDict, parse_arch
 from gancompress.layers import read_spectral, scale_width, spectral_norm
 
 
-def embedding(rows: int, columns: int) -> nn.Module:
-    """An nn.Embedding to be initialised: torch's own draw costs seconds of imports on the meta device."""
-    return nn.Embedding(rows, columns, _weight=torch.empty(rows, columns))
-
-
 def orthogonal(module: nn.Module, eps: float | None = None) -> nn.Module:
     """``module`` with the orthogonal start of BigGAN (Brock et al. 2018, app. C); spectrally normalised where ``eps`` is given."""
     assert isinstance(module.weight, Tensor)

@@ -40,6 +40,11 @@ def hint(options: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
     return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
 
 
+def embedding(rows: int, columns: int) -> nn.Embedding:
+    """An nn.Embedding that is yet to be initialised: torch's own draw costs seconds of imports on the meta device."""
+    return nn.Embedding(rows, columns, _weight=torch.empty(rows, columns))
+
+
 def natural_key(text: str) -> list[tuple[int, int | str]]:
     """Sort key under which main.10 follows main.9."""
     return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", text) if p]

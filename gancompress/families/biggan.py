@@ -33,7 +33,6 @@ from gancompress.brock import (
     check_blocks,
     checked_labels,
     counted,
-    embedding,
     fit,
     labels_last,
     norm_roles,
@@ -49,6 +48,7 @@ from gancompress.brock import (
 )
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict
+from gancompress.layers import embedding
 
 
 @dataclass(frozen=True)

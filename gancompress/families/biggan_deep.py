@@ -31,7 +31,6 @@ from gancompress.brock import (
     check_blocks,
     checked_labels,
     counted,
-    embedding,
     eps_of,
     fit,
     labels_last,
@@ -48,7 +47,7 @@ from gancompress.brock import (
 )
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict
-from gancompress.layers import read_spectral
+from gancompress.layers import embedding, read_spectral
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import read_spectral, scale_width, spectral_norm, with_labels
+from gancompress.layers import embedding, read_spectral, scale_width, spectral_norm, with_labels
 
 #: blocks of mimicry's discriminators -> the resolutions they are for, and resolution -> how many of their blocks halve the side
 D_RESOLUTIONS = {4: (32,), 5: (64, 48), 6: (128,)}
@@ -96,10 +96,6 @@ def _normed(module: nn.Module, spectral: bool, gain: float = 1.0) -> nn.Module:
     return spectral_norm(module) if spectral else module
 
 
-def _embedding(rows: int, columns: int) -> nn.Embedding:
-    return nn.Embedding(rows, columns, _weight=torch.empty(rows, columns))  # its own draw costs seconds of imports on the meta device
-
-
 def _check_labels(condition: Tensor | None, n: int, classes: int) -> Tensor:
     if condition is None:
         raise ValueError(f"this network is conditional: give labels (N,) in 0 ... {classes - 1} as condition")
@@ -114,7 +110,7 @@ class ConditionalBatchNorm(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(width, affine=False)
-        self.embed = _embedding(classes, 2 * width)
+        self.embed = embedding(classes, 2 * width)
         with torch.no_grad():
             self.embed.weight[:, :width].fill_(1.0)
             self.embed.weight[:, width:].zero_()
@@ -218,7 +214,7 @@ class Discriminator(nn.Module):
             self.attention = Attention(arch.d_widths[arch.d_attention - 1], arch.d_spectral)
         self.linear = _normed(nn.Linear(arch.d_widths[-1], 1), arch.d_spectral)
         if arch.d_classes:
-            self.embed = _normed(_embedding(arch.d_classes, arch.d_widths[-1]), arch.d_spectral)
+            self.embed = _normed(embedding(arch.d_classes, arch.d_widths[-1]), arch.d_spectral)
 
     def features(self, images: Tensor, condition: Tensor | None = None) -> list[Tensor]:
         """The output of each block (after the attention, where it has one), then the logits (N,)."""
