@@ -33,6 +33,12 @@ def with_labels(z: Tensor, condition: Tensor | None, classes: int, nz: int) -> T
     return torch.cat([z, F.one_hot(condition, classes).to(z.dtype)], 1)
 
 
+def sample_normal(arch: Any, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """z ~ N(0, I) (n, nz); labels uniform over the classes (n,) or None: what most families are fed with."""
+    z = torch.randn(n, arch.nz, generator=rng)
+    return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
+
+
 def hint(options: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
     """A setting found beside the weights (``options["config"]``, which may hold anything), or None where it is not of that type."""
     config = options.get("config")

@@ -120,7 +120,7 @@ def small_gan(family, fields, seed=0, ch_mul=1.0):
         with torch.no_grad():
             for name, tensor in net.state_dict().items():
                 if tensor.is_floating_point() and not name.endswith(("_u", "_v", "_filter")):
-                    tensor += 0.1 * torch.rand(tensor.shape, generator=rng)  # statistics, biases and gains that are not all alike
+                    tensor += 0.2 * torch.rand(tensor.shape, generator=rng) - 0.1  # statistics, biases and gains that are not all alike
         networks.append(net)
     return GAN(record, arch, *networks, source=f"a small {family}").freeze()
 

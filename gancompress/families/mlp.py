@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import hint, natural_key, scale_width, with_labels
+from gancompress.layers import hint, natural_key, sample_normal, scale_width, with_labels
 
 
 @dataclass(frozen=True)
@@ -202,19 +202,13 @@ def axes(arch: Arch, part: Part) -> Axes:
     return found
 
 
-def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """z ~ N(0, I) (n, nz); labels uniform over the classes (n,) or None."""
-    z = torch.randn(n, arch.nz, generator=rng)
-    return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
-
-
 FAMILY = Family(
     name="mlp",
     Arch=Arch,
     generator=Generator,
     discriminator=Discriminator,
     read=read,
-    sample=sample,
+    sample=sample_normal,
     scale=scale,
     build_arch=build_arch,
     axes=axes,

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import CheckpointError, UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import scale_width, with_labels
+from gancompress.layers import sample_normal, scale_width, with_labels
 
 #: layer -> gain, where it is not sqrt(2)
 GAINS = {"latent": math.sqrt(2) / 4, "to_rgb": 1.0, "out": 1.0}
@@ -424,19 +424,13 @@ def axes(arch: Arch, part: Part) -> Axes:
     return found
 
 
-def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """z ~ N(0, I) (n, nz), which the generator normalises itself; labels uniform over the classes (n,) or None."""
-    z = torch.randn(n, arch.nz, generator=rng)
-    return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
-
-
 FAMILY = Family(
     name="pggan",
     Arch=Arch,
     generator=Generator,
     discriminator=Discriminator,
     read=read,
-    sample=sample,
+    sample=sample_normal,
     scale=scale,
     build_arch=build_arch,
     axes=axes,

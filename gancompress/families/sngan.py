@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import embedding, read_spectral, scale_width, spectral_norm, with_labels
+from gancompress.layers import embedding, read_spectral, sample_normal, scale_width, spectral_norm, with_labels
 
 #: blocks of mimicry's discriminators -> the resolutions they are for, and resolution -> how many of their blocks halve the side
 D_RESOLUTIONS = {4: (32,), 5: (64, 48), 6: (128,)}
@@ -470,19 +470,13 @@ def _axes_of(key: str, tensor: Tensor, modules: Mapping[str, tuple[Axis, str | N
     return (n_out, n_in, None, None)[: tensor.ndim]
 
 
-def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """z ~ N(0, I) (n, nz); labels uniform over the classes (n,) or None."""
-    z = torch.randn(n, arch.nz, generator=rng)
-    return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
-
-
 FAMILY = Family(
     name="sngan",
     Arch=Arch,
     generator=Generator,
     discriminator=Discriminator,
     read=read,
-    sample=sample,
+    sample=sample_normal,
     scale=scale,
     build_arch=build_arch,
     axes=axes,

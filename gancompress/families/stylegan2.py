@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import scale_width, upfirdn, with_labels
+from gancompress.layers import sample_normal, scale_width, upfirdn, with_labels
 
 Kind = Literal["skip", "resnet", "orig"]
 #: the largest resolution, so that no file makes us build endless networks
@@ -647,7 +647,7 @@ def _mean_w(state: StateDict, arch: Arch, rng: torch.Generator) -> Tensor:
     mapping.load_state_dict({k.removeprefix("mapping."): t for k, t in state.items() if k.startswith("mapping.")})
     widest = max(arch.nz, arch.classes, arch.label_width, arch.map_width, arch.w_dim)
     n = max(1, min(4096, (1 << 26) // widest))  # whatever the sizes a file claims
-    z, labels = sample(arch, n, rng)
+    z, labels = sample_normal(arch, n, rng)
     return mapping(z, z.new_zeros(n, 0) if labels is None else F.one_hot(labels, arch.classes).to(z.dtype)).mean(0)
 
 
@@ -732,19 +732,13 @@ def _groups_d(block: int, arch: Arch) -> dict[str, tuple[Axis, Axis]]:
     return found | {"conv": (((here, 1), (None, 1)) if arch.d_std else here, "conv"), "fc": ((("conv", 16),), "fc"), "out": ("fc", None)}
 
 
-def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """z ~ N(0, I) (n, nz); labels uniform over the classes (n,) or None."""
-    z = torch.randn(n, arch.nz, generator=rng)
-    return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
-
-
 FAMILY = Family(
     name="stylegan2",
     Arch=Arch,
     generator=Generator,
     discriminator=Discriminator,
     read=read,
-    sample=sample,
+    sample=sample_normal,
     scale=scale,
     build_arch=build_arch,
     axes=axes,

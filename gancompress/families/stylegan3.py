@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import scale_width, upfirdn, with_labels
+from gancompress.layers import sample_normal, scale_width, upfirdn, with_labels
 
 #: what a step of training leaves of the old running means: of w (for truncation), and of each layer's input power
 W_AVG_BETA, MAGNITUDE_BETA = 0.998, 0.999
@@ -464,19 +464,13 @@ def axes(arch: Arch, part: Part) -> Axes:
     return found
 
 
-def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """z ~ N(0, I) (n, nz); labels uniform over the classes (n,) or None."""
-    z = torch.randn(n, arch.nz, generator=rng)
-    return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
-
-
 FAMILY = Family(
     name="stylegan3",
     Arch=Arch,
     generator=Generator,
     discriminator=discriminator,
     read=read,
-    sample=sample,
+    sample=sample_normal,
     scale=scale,
     build_arch=build_arch,
     axes=axes,

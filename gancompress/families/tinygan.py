@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import scale_width, spectral_norm, with_labels
+from gancompress.layers import sample_normal, scale_width, spectral_norm, with_labels
 
 Convolution = Literal["depthwise", "standard"]
 
@@ -315,19 +315,13 @@ def axes(arch: Arch, part: Part) -> Axes:
     return found
 
 
-def sample(arch: Arch, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """z ~ N(0, I) (n, nz); labels uniform over the classes (n,) or None."""
-    z = torch.randn(n, arch.nz, generator=rng)
-    return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
-
-
 FAMILY = Family(
     name="tinygan",
     Arch=Arch,
     generator=Generator,
     discriminator=Discriminator,
     read=read,
-    sample=sample,
+    sample=sample_normal,
     scale=scale,
     build_arch=build_arch,
     axes=axes,
