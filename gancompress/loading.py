@@ -145,6 +145,8 @@ def _check_values(state: StateDict, path: Path, place: str) -> None:
 
 def _resolve(source: str) -> tuple[Path, str]:
     """(path, the same source pinned to a commit and file if it lies on the Hub). What is here comes before what is there."""
+    if source.startswith("module:"):
+        raise UsageError(f"{source}: a module of your own is no file to look into", "distill, eval and sample take it")
     if source.startswith("sample:"):
         name = source.removeprefix("sample:")
         folder = Path(str(resources.files("gancompress"))) / "samples"

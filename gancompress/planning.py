@@ -139,6 +139,8 @@ def make_plan(
     elif "real" in loss_type.uses and images is None:
         notes.append("no --data: the teacher's own samples stand in for real images")
     student, loss, more = _build(numbers, loss_type, source, family, arch, inputs)
+    if inputs or (arch.classes and images is not None and images.labels is None):
+        _check_critic(loss, arch, str(data))
     identity = {
         "recipe": numbers.model_dump(mode="json"),
         "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
@@ -182,11 +184,30 @@ def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, t
     return load_recipe(recipe, overrides)
 
 
+def _check_critic(loss: DistillationLoss, arch: Any, data: str) -> None:
+    """Whether the critic judges images alone, where there is nothing else to give it.
+
+    Raises:
+        MissingError: it wants labels, or a translator's input images beside its output.
+    """
+    if "student" not in loss.critics:
+        return
+    loss.eval()
+    try:
+        with torch.no_grad():
+            loss.critics["student"](torch.zeros(1, arch.nc, arch.resolution, arch.resolution), None)
+    except ValueError as error:
+        if not arch.nz:
+            raise UsageError(f"this discriminator judges inputs and outputs together ({error}), which no recipe here gives it", "--recipe mse") from None
+        raise MissingError(
+            f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels"
+        ) from None
+    loss.train()
+
+
 def _real_images(data: str, arch: Any) -> Images:
-    """The data set at the student's resolution and channels, with labels where its critic needs them."""
+    """The data set at the student's resolution and channels; labels that are there are of its classes."""
     images = Images(data, arch.resolution, arch.nc)
-    if arch.classes and images.labels is None and getattr(arch, "d_classes", 0):
-        raise MissingError(f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels")
     if arch.classes and images.labels is not None and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < arch.classes:
         low, high = int(images.labels.min()), int(images.labels.max())
         raise UsageError(f"{data}: labels {low} ... {high}, while this network has classes 0 ... {arch.classes - 1}")

@@ -196,3 +196,28 @@ def test_joint_gives_a_teacher_that_is_a_generator_alone_a_critic_of_the_student
     assert gancompress.load(tmp_path / "run", part="discriminator").arch.resolution == gan.arch.resolution
     with pytest.raises(UsageError, match="teacher only"):
         gancompress.distill(str(tmp_path / "gan.safetensors"), "joint", overrides=overrides[1:2], steps=1, out=tmp_path / "other", device="cpu")
+
+
+CONDITIONAL = [(f, v) for f, variants in SMALL.items() for v in variants if v.get("classes") and FAMILIES[f].has_discriminator]
+
+
+@pytest.mark.parametrize(("family", "fields"), CONDITIONAL, ids=[f"{f}{i}" for i, (f, _) in enumerate(CONDITIONAL)])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_conditional_critic_has_its_labels_or_the_plan_refuses_data_without(family, fields, labelled, tmp_path):
+    gan = small_gan(family, fields)
+    save_networks(tmp_path / "gan.safetensors", gan.family, gan.arch, gan.networks, {})
+    generator = np.random.default_rng(0)
+    arrays = {"x_train": generator.integers(0, 256, (6, gan.arch.resolution, gan.arch.resolution, 3), np.uint8)}
+    arrays |= {"y_train": np.arange(6) % gan.arch.classes} if labelled else {}
+    np.savez(tmp_path / "data.npz", **arrays)
+    options = {"overrides": [("schedule.batch_size", 2)], "data": str(tmp_path / "data.npz"), "steps": 1, "out": tmp_path / "run", "device": "cpu"}
+    try:
+        gan.discriminator(images_of(gan), None)
+        needs = False
+    except ValueError:
+        needs = True
+    if needs and not labelled:
+        with pytest.raises(MissingError, match="needs labels"):
+            gancompress.distill(str(tmp_path / "gan.safetensors"), "joint", **options)
+    else:
+        assert gancompress.distill(str(tmp_path / "gan.safetensors"), "joint", **options).is_file()
