@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import SMALL, small_gan
 
 import gancompress
 from gancompress.config import recipe_names
@@ -27,6 +28,20 @@ def test_a_generator_gives_the_same_images_on_cuda_and_on_the_cpu():
     expected = gan.generator(z)
     torch.backends.cudnn.allow_tf32 = False
     assert torch.allclose(gan.to("cuda").generator(z.cuda()).cpu(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "fields"), [(f, v) for f, variants in SMALL.items() for v in variants])
+def test_every_family_s_networks_give_the_same_on_cuda_and_on_the_cpu(family, fields):
+    gan = small_gan(family, fields)
+    inputs, labels = gan.sample(3, torch.Generator().manual_seed(0))
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    images = gan.generator(inputs, labels)
+    logits = gan.discriminator(images, labels) if gan.discriminator else None
+    gan.to("cuda")
+    on_device = (inputs.cuda(), None if labels is None else labels.cuda())
+    assert torch.allclose(gan.generator(*on_device).cpu(), images, atol=1e-3)
+    if gan.discriminator:
+        assert torch.allclose(gan.discriminator(images.cuda(), on_device[1]).cpu(), logits, rtol=1e-3, atol=1e-3)
 
 
 def test_latents_and_data_do_not_depend_on_the_device(tiny_teacher, tiny_data, tmp_path):
