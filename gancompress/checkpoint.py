@@ -53,6 +53,9 @@ def _atomically(path: Path, size: int, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)  # safetensors keeps its files to their owner
         for place in (partial, path.parent):
             handle = os.open(place, os.O_RDONLY)
             try:

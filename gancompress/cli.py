@@ -57,7 +57,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Data = Annotated[Optional[str], typer.Option("--data", help="Real images, or what a translator translates: a folder, a zip, an .npz or MNIST idx files.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
-ReaderOption = Annotated[Optional[list[str]], typer.Option("--reader", metavar="KEY=VALUE", help="What no file tells: nc=1, output=linear, nz=64.")]  # noqa: UP045
+ReaderOption = Annotated[Optional[list[str]], typer.Option("--reader", metavar="KEY=VALUE", help="What no file tells: nc=1, output=linear, truncation=0.7.")]  # noqa: UP045
 FamilyOption = Annotated[Optional[str], typer.Option("--family", help="Read it as this family, and say what does not fit.")]  # noqa: UP045
 Key = Annotated[Optional[str], typer.Option("--key", help="Place in the file of the network to take, as inspect prints it.")]  # noqa: UP045
 

@@ -37,14 +37,21 @@ class Content:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+#: nodes of a file that are looked at: more than any checkpoint has, so that what holds itself many times over ends
+MAX_NODES = 20_000
+
+
 def contents(content: Any) -> tuple[list[Content], list[str]]:
     """(every state dict, what else is worth naming, to stand behind ``file:``) of an opened file."""
     if isinstance(content, tuple) and len(content) == len(TF_TRIPLE) and all(isinstance(c, Inert) for c in content):
         content = dict(zip(TF_TRIPLE, content, strict=True))
-    return _walk(content, "", 0, {})
+    return _walk(content, "", 0, {}, [0])
 
 
-def _walk(content: Any, name: str, depth: int, config: Mapping[str, Any]) -> tuple[list[Content], list[str]]:
+def _walk(content: Any, name: str, depth: int, config: Mapping[str, Any], seen: list[int]) -> tuple[list[Content], list[str]]:
+    seen[0] += 1
+    if seen[0] > MAX_NODES:
+        return [], []
     if isinstance(content, Inert):
         state = _module_state(content)
         return ([Content(name, state, {**config, **_module_config(content)})] if state else []), []
@@ -62,7 +69,7 @@ def _walk(content: Any, name: str, depth: int, config: Mapping[str, Any]) -> tup
     found: list[Content] = []
     others: list[str] = []
     for key, value in content.items():
-        inner = _walk(value, f"{name}.{key}" if name else str(key), depth + 1, beside)
+        inner = _walk(value, f"{name}.{key}" if name else str(key), depth + 1, beside, seen)
         found += inner[0]
         others += inner[1]
     return found, others

@@ -214,10 +214,19 @@ def _hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
 
 
+def _unzipped(path: Path) -> bytes:
+    """What a gzip file holds, no further than its idx header says."""
+    with gzip.open(path) as file:
+        head = file.read(4)
+        head += file.read(4 * head[3]) if len(head) == 4 else b""
+        shape = struct.unpack(f">{len(head[4:]) // 4}I", head[4 : 4 + len(head[4:]) // 4 * 4])
+        return head + file.read(min(int(np.prod(shape, dtype=np.float64)), 1 << 33) + 1)
+
+
 def _read_idx(path: Path) -> np.ndarray[Any, Any] | None:
     """An idx file (plain or .gz) as an array, None where it is none."""
     try:
-        raw = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+        raw = path.read_bytes() if path.suffix != ".gz" else _unzipped(path)
     except (OSError, EOFError, zlib.error):
         return None
     if len(raw) < 8 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:

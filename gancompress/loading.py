@@ -106,6 +106,12 @@ def _read_state(state: StateDict, where: str, family: str | None, options: Mappi
 def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[str, Any]) -> tuple[list[Network], list[str], _NoFamily | None]:
     """Every network of one file, what else is in it, and the nearest miss."""
     pending, others = contents(opened.content)
+    for one in pending:
+        for key, tensor in one.state.items():
+            if (claimed := tensor.numel() * tensor.element_size()) > max(1 << 26, tensor.untyped_storage().nbytes()):
+                raise CheckpointError(
+                    f"{path}: {one.place + '.' if one.place else ''}{key} claims {claimed:,} bytes and holds {tensor.untyped_storage().nbytes():,}"
+                )
     others = [f"{path.name}:{other}" for other in others]
     networks: list[Network] = []
     miss: _NoFamily | None = None
@@ -189,11 +195,15 @@ def _own_networks(opened: Opened, path: Path) -> tuple[list[Network], dict[str, 
     """The networks of our own safetensors file."""
     try:
         meta = json.loads(opened.metadata[METADATA_KEY])
+        if not isinstance(meta, dict):
+            raise TypeError("no table of settings")
         if meta.get("format") != FORMAT_VERSION:
             raise CheckpointError(f"{path}: written in format {meta.get('format')}, and this gancompress reads {FORMAT_VERSION}", "pip install -U gancompress")
         family = FAMILIES[meta["family"]]
         arch = family.build_arch(None, meta["arch"])
-    except (ValueError, KeyError, TypeError, UsageError) as error:
+        with torch.device("meta"):
+            family.generator(arch)  # sizes that no memory holds end here
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError, UsageError) as error:
         raise CheckpointError(f"{path}: its metadata is damaged or of a newer version ({error})") from None
     networks = []
     for part in ("generator", "discriminator"):
@@ -225,7 +235,9 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
     pins = [pinned]
     if discriminator:
         beside, pin = _resolve(discriminator)
-        files.append(beside)
+        if beside == path:
+            raise UsageError(f"--discriminator {discriminator}: this is the source itself", "name the file of the discriminator")
+        files = [f for f in files if f != beside] + [beside]
         pins.append(pin)
     opened = {file: open_checkpoint(file) for file in files}
     options["config"] = _config_beside(files, opened)
@@ -242,6 +254,9 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
     known = found.family.options | found.family.settings
     if unknown := set(options) - known - {"config"}:
         raise UsageError(f"{source}: a {found.family.name} takes no option {min(unknown)!r}", f"options: {', '.join(sorted(known)) or 'none'}")
+    if discriminator and not found.network("discriminator"):
+        here = "; ".join(o for o in found.others if beside.name in o) or "nothing we can read"
+        raise UsageError(f"--discriminator {discriminator}: no discriminator of a {found.family.name} in it ({here})")
     found.arch = found.family.build_arch(found.arch, {k: v for k, v in options.items() if k in found.family.settings})
     found.pinned = pinned
     if remote := [p for p in pins if p.startswith(SCHEME)]:
@@ -282,6 +297,7 @@ def _chosen(networks: list[Network], key: str) -> list[Network]:
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    options = {("resolution" if k == "size" else k): v for k, v in options.items()}  # as image translation calls it
     if (family := options.get("family")) is not None and str(family) not in FAMILIES:
         raise UsageError(f"no family {family!r}", f"families: {', '.join(FAMILIES)}")
     known = {"family", "key"} | {o for f in FAMILIES.values() for o in f.options | f.settings}

@@ -117,6 +117,8 @@ class TranslatorArch:
     def __post_init__(self) -> None:
         if self.nz or self.classes:
             raise UsageError(f"nz={self.nz}, classes={self.classes}: a translator takes images, neither latents nor labels")
+        if self.resolution > 1 << 14:
+            raise UsageError(f"resolution={self.resolution}: at most {1 << 14}")
         if min(self.nc, self.nc_in, self.d_nc) < 1:
             raise UsageError(f"nc={self.nc}, nc_in={self.nc_in}, d_nc={self.d_nc}: at least 1")
         if len(self.d_widths) < 2 or min(self.d_widths) < 1:

@@ -16,7 +16,7 @@ from torch import nn
 from gancompress.checkpoint import load_state, save_networks
 from gancompress.config import Recipe, load_recipe, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
-from gancompress.data import INIT, Batches, Images, seed_for
+from gancompress.data import INIT, Batches, Images, rng, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
 from gancompress.families import family_of
 from gancompress.gan import GAN, Family
@@ -131,13 +131,18 @@ def make_plan(
         numbers = load_recipe(recipe, overrides)
         arch = student_arch(numbers, source, nc)[2]
     inputs = feed_translator(source, data) if source and not source.arch.nz else None
+    if inputs and "real" in loss_type.needs:
+        raise UsageError(f"recipe {recipe!r} needs real images of what a translator makes, and --data is what it translates", "--recipe mse")
+    if teacher and numbers.schedule.teacher_pool % numbers.schedule.batch_size:
+        pool, size = numbers.schedule.teacher_pool, numbers.schedule.batch_size
+        raise UsageError(f"schedule.teacher_pool={pool}: it must be a multiple of the batch size {size}")
     images = _real_images(data, arch) if data and not inputs and "real" in loss_type.needs | loss_type.uses else None
     if data and not images and not inputs:
         notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
     if inputs:
         notes.append(f"{len(inputs):,} images of {data} are what teacher and student translate")
-    elif "real" in loss_type.uses and images is None:
-        notes.append("no --data: the teacher's own samples stand in for real images")
+    if "real" in loss_type.uses and images is None:
+        notes.append("the teacher's own samples stand in for real images")
     student, loss, more = _build(numbers, loss_type, source, family, arch, inputs)
     if inputs or (arch.classes and images is not None and images.labels is None):
         _check_critic(loss, arch, str(data))
@@ -165,6 +170,8 @@ def _build(
     if teacher:
         _check_pair(teacher, student, loss_type)
     notes = initialise(numbers, teacher, student)
+    if teacher and "teacher_images" in loss_type.needs and not torch.equal(teacher.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
+        notes.append("the teacher's latents are truncated or scaled, and the student is trained on them; a student of this family draws its own from N(0, I)")
     torch.manual_seed(seed_for(numbers.seed, INIT, 1))
     loss = loss_type(teacher, student, loss_type.Weights.model_validate(numbers.weights))  # type: ignore[call-arg]
     return student, loss, notes + loss.notes

@@ -33,7 +33,10 @@ def record_of(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("identity"), dict) else None
+    if not isinstance(found, dict) or not isinstance(identity := found.get("identity"), dict) or not isinstance(found.get("sources"), dict):
+        return None
+    teacher = identity.get("teacher")
+    return found if teacher is None or (isinstance(teacher, dict) and isinstance(teacher.get("options"), dict)) else None
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -77,13 +77,20 @@ def show_plan(plan: Plan) -> None:
         ("length", f"{schedule.kimg:g} kimg = {schedule.steps:,} steps of {schedule.batch_size}; {schedule.d_steps} critic steps each"
          if plan.loss.critics else f"{schedule.kimg:g} kimg = {schedule.steps:,} steps of {schedule.batch_size}"),
         ("optimiser", f"Adam {optim.g_lr:g}, betas {list(optim.g_betas)}, {optim.decay}"),
-        ("data", f"{plan.images.source}: {len(plan.images):,} images" if plan.images else "none: the recipe needs no real images"
-         if "real" not in plan.loss.uses else "none given"),
+        ("data", _data_of(plan)),
         ("device", device_name(plan.device)),
         ("run folder", f"{plan.run_dir}{' (goes on)' if plan.resumes and not plan.finished else ''}"),
     ]  # fmt: skip
     for key, value in [*facts, *(("note", note) for note in plan.notes)]:
         stdout.print(f"  {key:<12}{value}", highlight=False, markup=False)
+
+
+def _data_of(plan: Plan) -> str:
+    if plan.student.inputs:
+        return "what teacher and student translate"
+    if plan.images:
+        return f"{plan.images.source}: {len(plan.images):,} images"
+    return "none given" if "real" in plan.loss.uses else "none: the recipe needs no real images"
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

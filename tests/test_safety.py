@@ -412,3 +412,17 @@ def test_numpy_arrays_are_read_whatever_the_protocol_of_the_pickle(protocol, ord
     array = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)) if order == "F" else np.arange(6, dtype=np.float32).reshape(2, 3)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": array}, protocol=protocol))
     assert np.array_equal(open_checkpoint(tmp_path / "a.pkl").content["w"], array)
+
+
+def test_a_tensor_that_claims_more_than_it_holds_is_refused_before_memory_is_taken(tmp_path):
+    torch.save({"main.0.weight": torch.zeros(1).expand(10**6, 100, 4, 4), "main.2.weight": torch.zeros(100, 3, 4, 4)}, tmp_path / "bomb.pth")
+    with pytest.raises(CheckpointError, match=r"main\.0\.weight claims 6,400,000,000 bytes"):
+        find(str(tmp_path / "bomb.pth"))
+
+
+def test_a_file_whose_parts_hold_one_another_many_times_over_ends(tmp_path):
+    leaf = {"param_groups": [], "state": {}}
+    inner = dict.fromkeys(range(1000), leaf)
+    torch.save(dict.fromkeys(range(1000), dict.fromkeys(range(1000), inner)), tmp_path / "dag.pth")
+    with pytest.raises(CheckpointError):
+        find(str(tmp_path / "dag.pth"))

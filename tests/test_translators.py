@@ -5,11 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import SMALL, randomise, small_gan
 from torch import nn
 from torch.nn import functional as F
 
 import gancompress
+from gancompress.checkpoint import save_networks
 from gancompress.cost import generator_cost
 from gancompress.errors import CheckpointError, UsageError
 from gancompress.families import FAMILIES
@@ -539,6 +540,12 @@ def test_any_valid_size_runs_and_others_are_refused(family, fields, good, bad):
         net(pictures(1, 4, good, good))
     with pytest.raises(UsageError, match=f"resolution {bad}"):
         record.build_arch(None, {**fields, "resolution": bad})
+
+
+def test_size_is_another_word_for_resolution(tmp_path):
+    gan = small_gan("resnet", SMALL["resnet"][0])
+    save_networks(tmp_path / "g.safetensors", gan.family, gan.arch, gan.networks, {})
+    assert gancompress.load(tmp_path / "g.safetensors", size=2 * gan.arch.resolution).arch.resolution == 2 * gan.arch.resolution
 
 
 def test_resolution_is_a_setting_and_changes_no_tensor(tmp_path):
