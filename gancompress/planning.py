@@ -18,7 +18,7 @@ from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
 from gancompress.data import INIT, Batches, Images, rng, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
-from gancompress.families import family_of
+from gancompress.families import FAMILIES, family_of
 from gancompress.gan import GAN, Family
 from gancompress.hub import SCHEME
 from gancompress.loading import build, find, load_gan
@@ -26,6 +26,7 @@ from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
 from gancompress.losses.gan import AdversarialWeights, Fit
+from gancompress.pairs import ImagePairs, backwards, holds_both, sides
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
 from gancompress.students import exact_widths, initialise, starting_point, student_arch, target_width
 
@@ -42,7 +43,7 @@ class Plan:
     teacher: GAN | None
     student: GAN
     loss: DistillationLoss
-    images: Images | None
+    images: Images | ImagePairs | None
     run_dir: Path
     device: torch.device
     identity: dict[str, Any]
@@ -113,6 +114,8 @@ def make_plan(
     target_size: str | None = None,
     steps: int | None = None,
     fit_discriminator: float | None = None,
+    target: str | None = None,
+    direction: str | None = None,
 ) -> Plan:
     """Check everything and build teacher, student and loss; nothing is written.
 
@@ -129,28 +132,38 @@ def make_plan(
     if teacher is None and loss_type.needs & OF_TEACHER:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
+    if source and source.arch.nz and "translator" in loss_type.needs:
+        raise UsageError(f"recipe {recipe!r} is for image translators, and {source.source} takes latents", "gancompress recipes lists the others")
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
+    takes_pairs, notes = _takes_pairs(loss_type, numbers, source, data, target, direction), []
+    if takes_pairs and (seen := _channels_seen(numbers, source)):
+        overrides.append(("student.arch.d_nc", seen))
+        notes.append(f"discriminators see {'inputs beside outputs, as in pix2pix' if numbers.data.paired else 'outputs alone'} (student.arch.d_nc={seen})")
+        numbers = load_recipe(recipe, overrides)
     fits = source is not None and _add_discriminator(source, recipe, loss_type, fit_discriminator, data)
-    nc = _grey_or_rgb(data) if data and source is None else None
+    nc = _grey_or_rgb(data) if data and source is None and not takes_pairs else None
     family, full, arch = student_arch(numbers, source, nc)
-    notes: list[str] = []
     if chosen := target_width(source, family, full, *targets):
         overrides.append(("student.ch_mul", chosen[0]))
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
         arch = student_arch(numbers, source, nc)[2]
-    inputs = feed_translator(source, data) if source and not source.arch.nz else None
-    if inputs and "real" in loss_type.needs:
-        raise UsageError(f"recipe {recipe!r} needs real images of what a translator makes, and --data is what it translates", "--recipe mse")
+    pairs, more = _pairs(str(data), target, arch, numbers, direction, source) if takes_pairs else (None, [])
+    notes += more
+    inputs = pairs or (feed_translator(source, data, direction) if source and not source.arch.nz else None)
     if teacher and numbers.schedule.teacher_pool % numbers.schedule.batch_size:
         pool, size = numbers.schedule.teacher_pool, numbers.schedule.batch_size
         raise UsageError(f"schedule.teacher_pool={pool}: it must be a multiple of the batch size {size}")
-    images = _real_images(data, arch) if data and not inputs and "real" in loss_type.needs | loss_type.uses else None
+    images: Images | ImagePairs | None = pairs
+    if data and not inputs and "real" in loss_type.needs | loss_type.uses:
+        images = _real_images(data, arch)
     if data and not images and not inputs:
         notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
-    if inputs:
+    if inputs and not pairs:
         notes.append(f"{len(inputs):,} images of {data} are what teacher and student translate")
+        if target:
+            notes.append(f"recipe {recipe} takes no targets: --target {target} is not used")
     if "real" in loss_type.uses and images is None:
         notes.append("the teacher's own samples stand in for real images")
     student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
@@ -160,8 +173,8 @@ def make_plan(
         more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
     if fits:
         more.append(f"the teacher has no discriminator: one is first trained for {fit_discriminator:g} kimg against its frozen generator and {data}")
-    if inputs or (arch.classes and images is not None and images.labels is None):
-        _check_critic(loss, arch, str(data))
+    if inputs or (arch.classes and isinstance(images, Images) and images.labels is None):
+        _check_critic(loss, arch, str(data), pairs is not None and pairs.beside)
     identity: dict[str, Any] = {
         "recipe": numbers.model_dump(mode="json"),
         "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
@@ -178,12 +191,14 @@ def make_plan(
     refuse_foreign(run_dir, identity)
     pinned = source.source if source and source.source.startswith(SCHEME) else None  # a branch on the Hub may move
     sources = {"teacher": pinned or _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
+    if target:
+        sources["target"] = _absolute(target)
     fit_kimg = (fit_discriminator or 0.0) if fits else 0.0
     return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, fit_kimg, start, notes + more)
 
 
 def _build(
-    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | None
+    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | ImagePairs | None
 ) -> tuple[GAN, DistillationLoss, GAN | None, list[str]]:
     """(student with its first weights, loss, what it starts from, what is worth telling), each drawn from a random stream of its own."""
     torch.manual_seed(seed_for(numbers.seed, INIT, 0))
@@ -248,8 +263,8 @@ def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, t
     return load_recipe(recipe, overrides)
 
 
-def _check_critic(loss: DistillationLoss, arch: Any, data: str) -> None:
-    """Whether the critic judges images alone, where there is nothing else to give it.
+def _check_critic(loss: DistillationLoss, arch: Any, data: str, beside: bool) -> None:
+    """Whether the critic judges images alone, or with a translator's input images (``beside``), where there is nothing else to give it.
 
     Raises:
         MissingError: it wants labels, or a translator's input images beside its output.
@@ -259,12 +274,19 @@ def _check_critic(loss: DistillationLoss, arch: Any, data: str) -> None:
     loss.eval()
     try:
         with torch.no_grad():
-            loss.critics["student"](torch.zeros(1, arch.nc, arch.resolution, arch.resolution), None)
+            image = torch.zeros(1, arch.nc, arch.resolution, arch.resolution)
+            loss.critics["student"](image, image.new_zeros(1, arch.nc_in, *image.shape[2:]) if beside else None)
     except ValueError as error:
         if not arch.nz:
-            raise UsageError(f"this discriminator judges inputs and outputs together ({error}), which no recipe here gives it", "--recipe mse") from None
+            hint = "--data A --target B gives it pairs, where the recipe takes them; or --recipe mse"
+            raise UsageError(f"this discriminator does not fit what it would be shown ({error})", hint) from None
         raise MissingError(
             f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels"
+        ) from None
+    except RuntimeError:  # more halvings than the image has
+        hint = "student.arch.d_widths=64,128 makes one of fewer layers, or a larger resolution"
+        raise UsageError(
+            f"images of {arch.resolution} x {arch.resolution} are too small for the discriminator of {len(arch.d_widths)} hidden layers", hint
         ) from None
     loss.train()
 
@@ -278,17 +300,76 @@ def _real_images(data: str, arch: Any) -> Images:
     return images
 
 
-def feed_translator(gan: GAN, data: str | None) -> Images:
-    """The images that an image translator is to be fed with, which it is given.
+def feed_translator(gan: GAN, data: str | None, direction: str | None = None) -> Images:
+    """The images that an image translator is to be fed with, which it is given. ``direction``: of data that holds inputs and targets.
 
     Raises:
         MissingError: none are named.
     """
     if data is None:
         raise MissingError(f"{gan.source} translates images, so it needs some", "--data FOLDER (or a zip of images, an .npz)")
-    images = Images(data, gan.arch.resolution, gan.arch.nc_in)
+    arch = gan.arch
+    if direction or holds_both(data):
+        images = sides(data, None, arch.resolution, (arch.nc_in, arch.nc), direction)[0]
+    else:
+        images = Images(data, arch.resolution, arch.nc_in)
     gan.inputs = images.inputs
     return images
+
+
+def _takes_pairs(
+    loss: type[DistillationLoss], numbers: Recipe, source: GAN | None, data: str | None, target: str | None, direction: str | None
+) -> bool:  # fmt: skip
+    """Whether the data are inputs and targets of a translator.
+
+    Raises:
+        UsageError: something is asked for that only they have.
+    """
+    family = FAMILIES.get(numbers.student.family or "")
+    translates = not source.arch.nz if source else family is not None and "nc_in" in {f.name for f in dataclasses.fields(family.Arch)}
+    takes = data is not None and translates and ("real" in loss.needs or ("real" in loss.uses and (bool(target or direction) or holds_both(data))))
+    if not translates and (target or direction):
+        raise UsageError("--target and --direction are for image translators")
+    if not takes and numbers.data.jitter != 1:
+        raise UsageError(f"data.jitter={numbers.data.jitter:g} is for recipes that show a translator's targets")
+    if takes and numbers.schedule.teacher_pool:
+        raise UsageError("schedule.teacher_pool: a translator's inputs come with their targets, so they are translated as they come", "schedule.teacher_pool=0")
+    return takes
+
+
+def _channels_seen(numbers: Recipe, source: GAN | None) -> int:
+    """Channels that fresh discriminators take where nothing says otherwise (0: something does): of inputs and outputs, where they are pairs, else of
+    outputs. The teacher's arch follows."""
+    by_hand = numbers.student.arch
+    if "d_nc" in by_hand or (source and source.discriminator is not None):
+        return 0
+    nc, nc_in = (source.arch.nc, source.arch.nc_in) if source else (int(by_hand.get(key, 3)) for key in ("nc", "nc_in"))
+    seen = int(nc + nc_in if numbers.data.paired else nc)
+    if source:
+        source.arch = dataclasses.replace(source.arch, d_nc=seen)
+    return seen
+
+
+def _pairs(data: str, target: str | None, arch: Any, numbers: Recipe, direction: str | None, teacher: GAN | None) -> tuple[ImagePairs, list[str]]:
+    """(inputs and targets, which the teacher is given too; what is worth telling).
+
+    Raises:
+        UsageError: the discriminator could not be shown them.
+    """
+    beside, paired = arch.d_nc > arch.nc, numbers.data.paired
+    if beside and not paired:
+        raise UsageError(
+            f"d_nc={arch.d_nc}: that discriminator judges pairs, and data.paired=false has none", f"student.arch.d_nc={arch.nc} makes one of outputs"
+        )
+    if beside and numbers.weights.get("augment"):
+        raise UsageError("weights.augment: outputs alone would be moved, not the inputs beside which the discriminator sees them", "weights.augment=[]")
+    pairs = ImagePairs(data, target, arch, numbers.data, direction=direction, beside=beside)
+    if teacher:
+        teacher.inputs = pairs.inputs
+    if not paired:
+        return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: this one direction is trained, without the cycle"]
+    notes = [f"{len(pairs):,} pairs of {pairs.source}"]
+    return pairs, notes + (backwards(teacher, pairs) if teacher else [])
 
 
 def _absolute(source: str | None) -> str | None:
