@@ -160,6 +160,37 @@ def distill(
     typer.echo(f"student: {path}   next: gancompress eval {plan.run_dir}")
 
 
+@app.command()
+def collect(
+    teacher: Annotated[str, typer.Argument(help="The teacher: a path, owner/name of the Hub, sample:NAME, module:file.py:factory.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the recording; one of the same settings goes on.")],
+    num: Annotated[Optional[int], typer.Option("--num", help="Pairs to record.")] = None,  # noqa: UP045
+    per_class: Annotated[Optional[int], typer.Option("--per-class", help="Pairs of each class exactly, in place of --num with uniform labels.")] = None,  # noqa: UP045
+    truncation: Annotated[Optional[float], typer.Option(help="The family's own; of one without, z = T * (a normal within [-2, 2]) as TinyGAN.")] = None,  # noqa: UP045
+    classes: Annotated[Optional[str], typer.Option("--classes", help="Of a conditional teacher, those to record: 3,7-9. Default: all.")] = None,  # noqa: UP045
+    image_format: Annotated[str, typer.Option("--format", help="png or webp-lossless (8 bits), or float16.")] = "png",
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    reader: ReaderOption = None,
+) -> None:
+    """Record a teacher's latents, labels and images, to be distilled with --recorded. torchrun ranks share the work; the same command resumes."""
+    from gancompress import console, screens
+    from gancompress.collecting import prepare, record
+
+    _device(device)
+    recording = prepare(
+        teacher, out, num=num, per_class=per_class, truncation=truncation, classes=classes, image_format=image_format, batch_size=batch_size, seed=seed,
+        device=device, reader_options=_reader_options(None, reader),
+    )  # fmt: skip
+    first = recording.rank == 0  # the others work in silence
+    if first:
+        screens.show_recording(recording)
+    with console.reporter(recording.left, 1, "pair") if first else console.Silent() as reporter:
+        path = record(recording, reporter)
+    typer.echo(f"recorded: {path}")
+
+
 @app.command("eval")
 def evaluate(
     student: Annotated[Optional[str], typer.Argument(help="A student or a run folder; default: the newest finished run under ./runs.")] = None,  # noqa: UP045

@@ -24,7 +24,7 @@ from gancompress.gan import GAN, Batch
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CACHE_BYTES = 4 << 30
 #: random streams: what is drawn with the same seed and step must not be the same numbers
-LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT = range(8)
+LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT, RECORDED = range(9)
 
 
 def seed_for(*parts: int) -> int:
