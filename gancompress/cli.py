@@ -119,6 +119,10 @@ def distill(
     reader: ReaderOption = None,
     family: FamilyOption = None,
     key: Key = None,
+    d_ch_mul: Annotated[Optional[float], typer.Option("--d-ch-mul", help="Width of the student's own discriminator; default: --ch-mul.")] = None,  # noqa: UP045
+    fit_discriminator: Annotated[
+        float | None, typer.Option("--fit-discriminator", metavar="KIMG", min=0.001, help="First train a discriminator for a teacher that has none.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train a smaller student from a teacher. The same command again resumes."""
@@ -136,13 +140,21 @@ def distill(
         teacher = f"module:{teacher_module}"
     if kimg is not None and steps is not None:
         raise UsageError("--kimg and --steps: give one of them")
-    flags = {"student.ch_mul": ch_mul, "student.family": student, "schedule.kimg": kimg, "schedule.batch_size": batch_size, "seed": seed}
+    flags = {
+        "student.ch_mul": ch_mul,
+        "student.d_ch_mul": d_ch_mul,
+        "student.family": student,
+        "schedule.kimg": kimg,
+        "schedule.batch_size": batch_size,
+        "seed": seed,
+    }
     changes = [parse_override(w) for w in words] + [(k, v) for k, v in flags.items() if v is not None]
     _device(device)
     plan = make_plan(
         teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
         reader_options=_reader_options(classes, reader, family, key),
         target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
+        fit_discriminator=fit_discriminator,
     )  # fmt: skip
     screens.show_plan(plan)
     if dry_run:

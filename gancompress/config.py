@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gancompress.errors import UsageError
 
@@ -21,38 +22,69 @@ class _Model(BaseModel):
 
 
 class Student(_Model):
-    """What is trained. ``family`` null: the teacher's; ``arch``: fields of that family's Arch set by hand."""
+    """What is trained. ``family`` null: the teacher's; ``arch``: fields of that family's Arch set by hand.
+
+    ``d_ch_mul``: width of its own discriminator, where it has one; null: as the generator's. ``init``: random, or from the teacher by slice
+    or top-magnitude, or a finished run (its folder, or a file) to start from.
+    """
 
     family: str | None = None
     ch_mul: Annotated[float, Field(gt=0, le=1)] = 1.0
     arch: dict[str, Any] = {}
-    init: Literal["random", "slice", "top-magnitude"] = "random"
+    d_ch_mul: Annotated[float, Field(gt=0, le=1)] | None = None
+    init: str = "random"
 
 
 class Optim(_Model):
-    """Adam for the student and for the critics; ``decay`` of both rates over the run."""
+    """Adam for the student and for the critics; ``decay`` of both rates to zero, from the share ``decay_from`` of the run on."""
 
     g_lr: Annotated[float, Field(gt=0, le=1)]
     g_betas: tuple[Beta, Beta]
     d_lr: Annotated[float, Field(gt=0, le=1)] = 2e-4
     d_betas: tuple[Beta, Beta] = (0.5, 0.999)
-    decay: Literal["constant", "cosine"] = "constant"
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def share(self, progress: float) -> float:
+        """Of the rates, where ``progress`` in [0, 1] of the run is done."""
+        done = max(0.0, progress - self.decay_from) / (1 - self.decay_from)
+        return {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done}[self.decay]
 
 
 class Schedule(_Model):
-    """Lengths in kimg: thousands of images shown to the student's optimiser (batch_size each step)."""
+    """Lengths in kimg: thousands of images shown to the student's optimiser (batch_size each step).
+
+    ``accumulate``: parts of a batch that pass through the networks one after the other. ``ema_start_kimg``: until then the average is
+    the student. ``standing_stats``: batches over which BatchNorm statistics of the average are taken at the end (0: as they are).
+    """
 
     kimg: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(ge=1)]
+    accumulate: Annotated[int, Field(ge=1)] = 1
     d_steps: Annotated[int, Field(ge=1)] = 1
     teacher_pool: Annotated[int, Field(ge=0)] = 0
     ema_kimg: Annotated[float, Field(ge=0)]
     ema_rampup: Annotated[float, Field(ge=0)]
+    ema_start_kimg: Annotated[float, Field(ge=0)] = 0.0
+    standing_stats: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> Schedule:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} does not divide into accumulate={self.accumulate} equal parts")
+        return self
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the student: kimg rounded up to whole batches."""
         return max(1, -(-round(self.kimg * 1000) // self.batch_size))
+
+
+class Data(_Model):
+    """``mirror``: real images are flipped left to right at random."""
+
+    mirror: bool = False
 
 
 class Output(_Model):
@@ -72,6 +104,7 @@ class Recipe(_Model):
     student: Student
     optim: Optim
     schedule: Schedule
+    data: Data = Data()
     output: Output
     seed: Annotated[int, Field(ge=0)] = 0
 

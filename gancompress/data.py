@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gancompress.config import Schedule
 from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.gan import GAN, Batch
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CACHE_BYTES = 4 << 30
 #: random streams: what is drawn with the same seed and step must not be the same numbers
-LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT, RECORDED = range(9)
+LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT, MIRROR, STANDING, RECORDED = range(11)
 
 
 def seed_for(*parts: int) -> int:
@@ -282,33 +283,44 @@ def draw(gan: GAN, inputs: Tensor, condition: Tensor | None, device: torch.devic
 
 
 class Batches:
-    """``batches(step, substep, progress) -> Batch``. ``attempt`` changes every stream: a retry after a divergence sees other data."""
+    """``batches(step, substep, part) -> Batch``: part ``part`` of ``accumulate`` equal ones of that batch.
+
+    ``attempt`` changes every stream: a retry after a divergence sees other data.
+    """
 
     def __init__(
-        self, sampler: GAN, teacher: GAN | None, images: Images | None, *, seed: int, batch_size: int, d_steps: int, pool: int, device: torch.device
+        self, sampler: GAN, teacher: GAN | None, images: Images | None, schedule: Schedule, *, mirror: bool, seed: int, pool: int, device: torch.device
     ) -> None:
-        self.sampler, self.teacher, self.images = sampler, teacher, images
-        self.seed, self.batch_size, self.d_steps, self.device = seed, batch_size, d_steps, device
+        self.sampler, self.teacher, self.images, self.schedule = sampler, teacher, images, schedule
+        self.mirror, self.seed, self.device = mirror, seed, device
         self.attempt = 0
-        self._pool = TeacherPool(teacher, pool, batch_size, seed, device) if pool and teacher else None
+        self._pool = TeacherPool(teacher, pool, schedule.batch_size // schedule.accumulate, seed, device) if pool and teacher else None
 
-    def __call__(self, step: int, substep: int, progress: float) -> Batch:
-        index = step * self.d_steps + substep
-        n = self.batch_size
+    def __call__(self, step: int, substep: int, part: int = 0) -> Batch:
+        index, size = step * self.schedule.d_steps + substep, self.schedule.batch_size
+        n = size // self.schedule.accumulate
+        start, rows = index * size + part * n, slice(part * n, (part + 1) * n)
+
+        def drawn(gan: GAN, stream: int) -> tuple[Tensor, Tensor | None]:
+            """The part's latents and labels; those of a whole batch do not depend on its parts."""
+            z, c = gan.sample(size, rng(self.seed, self.attempt, stream, index))
+            return z[rows].to(self.device), c[rows].to(self.device) if c is not None else None
+
         pooled: Tensor | None = None
         if self._pool is not None:
-            inputs, condition, pooled = self._pool.take(index * n, n, self.attempt)
+            z, c, pooled = self._pool.take(start, n, self.attempt)
+            inputs, condition = z.to(self.device), c.to(self.device) if c is not None else None
         else:
-            inputs, condition = self.sampler.sample(n, rng(self.seed, self.attempt, LATENTS, index))
+            inputs, condition = drawn(self.sampler, LATENTS)
 
         def real() -> tuple[Tensor, Tensor | None]:
-            if self.images is not None:
-                found, labels = self.images[positions(index * n, n, len(self.images), self.seed, self.attempt, REAL)]
-                return to_float(found.to(self.device)), labels.to(self.device) if labels is not None else None
-            if self.teacher is None:
-                raise GanCompressError("real images are needed and there are none")
-            z, c = self.teacher.sample(n, rng(self.seed, self.attempt, FALLBACK, index))
-            return draw(self.teacher, z, c, self.device), c.to(self.device) if c is not None else None
+            if self.images is None:
+                return unpaired()
+            found, labels = self.images[positions(start, n, len(self.images), self.seed, self.attempt, REAL)]
+            if self.mirror:
+                flips = torch.rand(size, generator=rng(self.seed, self.attempt, MIRROR, index))[rows] < 0.5
+                found = torch.where(flips[:, None, None, None], found.flip(3), found)
+            return to_float(found.to(self.device)), labels.to(self.device) if labels is not None else None
 
         def teacher() -> Tensor:
             if pooled is not None:
@@ -317,5 +329,10 @@ class Batches:
                 raise GanCompressError("teacher images are needed and there is no teacher")
             return draw(self.teacher, inputs, condition, self.device)
 
-        on_device = None if condition is None else condition.to(self.device)
-        return Batch(inputs.to(self.device), on_device, progress, real, teacher)
+        def unpaired() -> tuple[Tensor, Tensor | None]:
+            if self.teacher is None:
+                raise GanCompressError("images are needed, and there are neither real ones nor a teacher")
+            z, c = drawn(self.teacher, FALLBACK)
+            return draw(self.teacher, z, c, self.device), c
+
+        return Batch(inputs, condition, step, step * size / 1000, real, teacher, unpaired)

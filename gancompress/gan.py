@@ -80,6 +80,8 @@ class Family:
     options: frozenset[str] = frozenset()
     #: whether a discriminator can be made of an Arch; False for what is only ever a teacher's generator
     has_discriminator: bool = True
+    #: the game its discriminators are trained with, as a recipe takes it where it names none: a key of losses.gan.GAMES
+    game: str = "nonsaturating"
     #: fields of Arch that change no tensor, such as a truncation: they may be given for any source
     settings: frozenset[str] = frozenset()
 
@@ -145,9 +147,11 @@ class Batch:
 
     inputs: Tensor  # (N, nz)
     condition: Tensor | None  # (N,) int64
-    progress: float  # share of the run done, in [0, 1)
+    step: int  # of the student's optimiser, from 0
+    kimg: float  # thousands of images its optimiser has seen before this step
     draw_real: Callable[[], tuple[Tensor, Tensor | None]] = field(repr=False)
     draw_teacher: Callable[[], Tensor] = field(repr=False)
+    draw_unpaired: Callable[[], tuple[Tensor, Tensor | None]] = field(repr=False)
 
     @cached_property
     def real_and_condition(self) -> tuple[Tensor, Tensor | None]:
@@ -166,6 +170,11 @@ class Batch:
     def teacher(self) -> Tensor:
         """(N, C, H, W) in [-1, 1]: the teacher's images of ``inputs`` and ``condition``."""
         return self.draw_teacher()
+
+    @cached_property
+    def unpaired(self) -> tuple[Tensor, Tensor | None]:
+        """The teacher's images (N, C, H, W) of latents of its own, independent of ``inputs``, and their labels (N,)."""
+        return self.draw_unpaired()
 
 
 def parse_arch(arch_type: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from gancompress.checkpoint import atomic_write, load_state, save_state, write_failure
-from gancompress.config import Recipe
-from gancompress.data import PICTURES, STEP, Batches, draw, rng, seed_for
+from gancompress.config import Recipe, Schedule
+from gancompress.data import PICTURES, STANDING, STEP, Batches, draw, rng, seed_for
 from gancompress.errors import DivergedError, StoppedError
-from gancompress.gan import GAN
+from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss
 
 #: steps after which a person is first told how long it will take
@@ -63,14 +64,15 @@ class StopRequest:
 class Ema:
     """Exponential moving average of the student, its buffers included."""
 
-    def __init__(self, net: nn.Module, half_life_kimg: float, rampup: float) -> None:
+    def __init__(self, net: nn.Module, schedule: Schedule) -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.half_life, self.rampup = half_life_kimg, rampup
+        self.half_life, self.rampup, self.start = schedule.ema_kimg, schedule.ema_rampup, schedule.ema_start_kimg
 
     @torch.no_grad()
     def update(self, net: nn.Module, images: int, batch_size: int) -> None:
         """Half-life ``ema_kimg``, or ``ema_rampup`` of the images seen while that is shorter (Karras et al. 2020, ADA, code)."""
         half_life = min(self.half_life, self.rampup * images / 1000) if self.rampup else self.half_life
+        half_life = half_life if images > self.start * 1000 else 0.0
         beta = 0.5 ** (batch_size / 1000 / half_life) if half_life > 0 else 0.0
         for mine, new in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
             if mine.is_floating_point():
@@ -79,16 +81,43 @@ class Ema:
                 mine.copy_(new)
 
 
+def _adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], eps: float, every: int) -> tuple[torch.optim.Optimizer, float]:
+    """(optimiser, its rate). k + 1 steps where without a lazy regulariser there were k: rate and betas follow (Karras et al. 2020, App. B)."""
+    share = every / (every + 1) if every else 1.0
+    return torch.optim.Adam(parameters, lr * share, betas=(betas[0] ** share, betas[1] ** share), eps=eps), lr * share
+
+
+def standing_statistics(generator: nn.Module, sampler: GAN, batches: int, batch_size: int, seed: int, device: torch.device) -> None:
+    """BatchNorm statistics of a generator as the plain mean over so many batches (Brock et al. 2019, arXiv:1809.11096, §3)."""
+
+    class Drawn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = generator
+
+        def forward(self, index: int) -> Tensor:
+            z, c = sampler.sample(batch_size, rng(seed, STANDING, index))
+            images: Tensor = self.generator(z.to(device), None if c is None else c.to(device))
+            return images
+
+    mode = generator.training
+    torch.optim.swa_utils.update_bn(range(batches), Drawn())
+    generator.train(mode)
+
+
 class Trainer:
     """All that changes during a run, so that it can be saved and brought back."""
 
     def __init__(self, student: GAN, loss: DistillationLoss, recipe: Recipe) -> None:
         self.student, self.loss, self.recipe = student.generator, loss, recipe
-        self.ema = Ema(self.student, recipe.schedule.ema_kimg, recipe.schedule.ema_rampup)
+        self.ema = Ema(self.student, recipe.schedule)
         optim = recipe.optim
-        self.g_opt = torch.optim.Adam(self.student.parameters(), optim.g_lr, betas=optim.g_betas)
+        trained = [*self.student.parameters(), *loss.adapters.parameters()]
+        self.g_opt, self.g_lr = _adam(trained, optim.g_lr, optim.g_betas, optim.eps, loss.g_every)
         critics = list(loss.critics.parameters())
-        self.d_opt = torch.optim.Adam(critics, optim.d_lr, betas=optim.d_betas) if critics else None
+        self.d_opt: torch.optim.Optimizer | None = None
+        if critics:
+            self.d_opt, self.d_lr = _adam(critics, optim.d_lr, optim.d_betas, optim.eps, loss.d_every)
         self.step = 0
         self.attempt = 0
         self.sums: dict[str, Tensor] = {}  # of each term since the last log line
@@ -102,7 +131,7 @@ class Trainer:
             "seed": self.recipe.seed,
             "student": self.student.state_dict(),
             "ema": self.ema.net.state_dict(),
-            "critics": self.loss.critics.state_dict(),
+            "loss": self.loss.state_dict(),
             "g_opt": self.g_opt.state_dict(),
             "d_opt": self.d_opt.state_dict() if self.d_opt else None,
             "sums": self.sums,
@@ -112,7 +141,7 @@ class Trainer:
         self.step, self.attempt = state["step"], state["attempt"]
         self.student.load_state_dict(state["student"])
         self.ema.net.load_state_dict(state["ema"])
-        self.loss.critics.load_state_dict(state["critics"])
+        self.loss.load_state_dict(state["loss"])
         self.g_opt.load_state_dict(state["g_opt"])
         if self.d_opt:
             self.d_opt.load_state_dict(state["d_opt"])
@@ -126,54 +155,91 @@ class Trainer:
         """
         if (bad := int(self.first_bad)) >= 0:
             return bad
-        saved = [self.student, self.ema.net, self.loss.critics] if check_weights else []
+        saved = [self.student, self.ema.net, self.loss] if check_weights else []
         tensors = [t for net in saved for t in net.state_dict().values() if t.is_floating_point()]
         return None if all(bool(torch.isfinite(t).all()) for t in tensors) else self.step - 1
 
     def train_step(self, batches: Batches) -> None:
-        """Critic steps, then one student step; the last critic step and the student's share their fake images."""
-        schedule, optim = self.recipe.schedule, self.recipe.optim
-        progress = self.step / schedule.steps
-        decay = 0.5 * (1 + math.cos(math.pi * progress)) if optim.decay == "cosine" else 1.0
+        """Critic steps, then one student step; the last critic step and the student's share their fake images.
+
+        With ``accumulate`` above 1 they are drawn again instead: only one part's graph is held at a time. A regulariser that is asked for
+        every k steps has a step of its own, weighted by k.
+        """
+        schedule, loss = self.recipe.schedule, self.loss
+        share = self.recipe.optim.share(self.step / schedule.steps)
         torch.manual_seed(seed_for(self.recipe.seed, self.attempt, STEP, self.step))
-        for substep in range(schedule.d_steps):
-            last = substep == schedule.d_steps - 1
-            batch = batches(self.step, substep, progress)
-            with torch.set_grad_enabled(last):
-                fake = self.student(batch.inputs, batch.condition)
-            if self.d_opt:
-                self.loss.critics.requires_grad_(True)
-                terms = self.loss.discriminator_loss(batch, fake.detach())
-                self._update(self.d_opt, terms, optim.d_lr * decay)
-                self.loss.after_discriminator_step()
-                if last:
-                    self._record(terms)
-                self.loss.critics.requires_grad_(False)
-        terms = self.loss.generator_loss(batch, fake)
-        self._update(self.g_opt, terms, optim.g_lr * decay)
-        self._record(terms)
+        last = schedule.d_steps - 1
+        shared: list[tuple[Batch, Tensor]] = []
+
+        def critic_terms(substep: int, part: int) -> dict[str, Tensor]:
+            batch, keep = batches(self.step, substep, part), substep == last and schedule.accumulate == 1
+            with torch.set_grad_enabled(keep):
+                fake = loss.make_fake(self.student, batch)
+            if keep:
+                shared.append((batch, fake))
+            return loss.discriminator_loss(batch, fake.detach())
+
+        def student_terms(part: int) -> dict[str, Tensor]:
+            batch, fake = shared[0] if shared else (batch := batches(self.step, last, part), loss.make_fake(self.student, batch))
+            terms = loss.generator_loss(batch, fake)
+            self._record(loss.shown, 1 / schedule.accumulate)
+            return terms
+
+        if self.d_opt:
+            loss.critics.requires_grad_(True)
+            for substep in range(schedule.d_steps):
+                self._update(self.d_opt, partial(critic_terms, substep), self.d_lr * share, record=substep == last)
+                loss.after_discriminator_step()
+            if loss.d_every and self.step % loss.d_every == 0:
+                self._update(self.d_opt, lambda part: loss.discriminator_regulariser(batches(self.step, last, part)), self.d_lr * share, loss.d_every)
+            loss.critics.requires_grad_(False)
+        self._update(self.g_opt, student_terms, self.g_lr * share)
+        if loss.g_every and self.step % loss.g_every == 0:
+            self._update(self.g_opt, lambda part: loss.generator_regulariser(batches(self.step, last, part), self.student), self.g_lr * share, loss.g_every)
         self.step += 1
         self.ema.update(self.student, self.step * schedule.batch_size, schedule.batch_size)
 
-    def _update(self, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], rate: float) -> None:
+    def _update(
+        self, optimizer: torch.optim.Optimizer, terms_of: Callable[[int], dict[str, Tensor]], rate: float, weight: float = 1.0, record: bool = True
+    ) -> None:
+        """One optimiser step on the mean over the batch's parts; none where a loss has no terms."""
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        total = torch.stack(list(terms.values())).sum()
-        total.backward()
-        # noted on the device without waiting for it: the host looks only when it writes
-        bad = ~torch.isfinite(total.detach()) & (self.first_bad < 0)
-        self.first_bad = torch.where(bad, self.step, self.first_bad)
+        parts = self.recipe.schedule.accumulate
+        for part in range(parts):
+            terms = terms_of(part)
+            if not terms:
+                return
+            total = torch.stack(list(terms.values())).sum() * (weight / parts)
+            total.backward()
+            # noted on the device without waiting for it: the host looks only when it writes
+            bad = ~torch.isfinite(total.detach()) & (self.first_bad < 0)
+            self.first_bad = torch.where(bad, self.step, self.first_bad)
+            if record:
+                self._record(terms, weight / parts)
         optimizer.step()
 
-    def _record(self, terms: dict[str, Tensor]) -> None:
+    def _record(self, terms: dict[str, Tensor], weight: float) -> None:
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().double()
+            self.sums[name] = self.sums.get(name, 0) + value.detach().double() * weight
 
     def take_means(self, steps: int) -> dict[str, float]:
         means = {name: float(value) / steps for name, value in self.sums.items()}
         self.sums = {}
         return means
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors on a GPU took so far, or this process where there is none; 0: this system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
 
 
 class Log:
@@ -228,7 +294,7 @@ def train(
     shown = batches.sampler.sample(16, rng(recipe.seed, PICTURES))
     averaged = GAN(student.family, student.arch, trainer.ema.net)
     paired = draw(teacher, *shown, device) if teacher and "teacher_images" in loss.needs else None
-    clock, clock_step, first_step = time.monotonic(), trainer.step, trainer.step
+    clock, clock_step, first_step, told_memory = time.monotonic(), trainer.step, trainer.step, False
 
     with StopRequest().installed() as stop:
         while trainer.step < steps:
@@ -236,6 +302,9 @@ def train(
             trainer.train_step(batches)
             step = trainer.step
             stopped = stop.signal  # looked at once: what comes later in this step waits for the next
+            if not told_memory and (peak := peak_memory(device)):
+                told_memory = True
+                reporter.note(f"peak memory after the first step: {peak / 2**20:,.0f} MiB")
             logs, saves, ends = step % log_every == 0, step % save_every == 0, step == steps or bool(stopped)
             if step == first_step + FIRST_LOOK and not (logs or ends):
                 int(trainer.first_bad)  # waits for the device, so that the clock is right
@@ -265,6 +334,10 @@ def train(
                 name = signal.Signals(stopped).name
                 code = 130 if stopped == signal.SIGINT else 75
                 raise StoppedError(f"stopped by {name} at step {step:,} of {steps:,}; the state is saved in {run_dir}", exit_code=code)
+    for note in loss.closing_notes():
+        reporter.note(note)
+    if batches_of := recipe.schedule.standing_stats:
+        standing_statistics(averaged.generator, batches.sampler, batches_of, n, recipe.seed, device)
     averaged.discriminator = loss.critics["student"].eval() if "student" in loss.critics else None
     return averaged
 

@@ -14,19 +14,23 @@ import torch
 from torch import nn
 
 from gancompress.checkpoint import load_state, save_networks
-from gancompress.config import Recipe, load_recipe, recipe_path
+from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
 from gancompress.data import INIT, Batches, Images, rng, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
 from gancompress.families import family_of
 from gancompress.gan import GAN, Family
 from gancompress.hub import SCHEME
-from gancompress.loading import load_gan
+from gancompress.loading import build, find, load_gan
 from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
+from gancompress.losses.gan import AdversarialWeights, Fit
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
-from gancompress.students import exact_widths, initialise, student_arch, target_width
+from gancompress.students import exact_widths, initialise, starting_point, student_arch, target_width
+
+#: what only a teacher can give
+OF_TEACHER = {"teacher_images", "teacher_samples", "teacher_discriminator"}
 
 
 @dataclass
@@ -43,6 +47,10 @@ class Plan:
     device: torch.device
     identity: dict[str, Any]
     sources: dict[str, str | None]
+    #: kimg for which a discriminator is first trained for a teacher without one; 0: it has one, or needs none
+    fit_kimg: float = 0.0
+    #: the finished student that this one starts from
+    start: GAN | None = None
     notes: list[str] = field(default_factory=list)
     student_cost: Cost = dataclasses.field(init=False)
     teacher_cost: Cost | None = dataclasses.field(init=False)
@@ -104,6 +112,7 @@ def make_plan(
     target_macs: str | None = None,
     target_size: str | None = None,
     steps: int | None = None,
+    fit_discriminator: float | None = None,
 ) -> Plan:
     """Check everything and build teacher, student and loss; nothing is written.
 
@@ -117,11 +126,12 @@ def make_plan(
     targets = (target_params, target_macs, target_size)
     numbers = _numbers(recipe, overrides, steps, any(targets))
     loss_type = LOSSES[numbers.loss]
-    if teacher is None and "teacher_images" in loss_type.needs:
+    if teacher is None and loss_type.needs & OF_TEACHER:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
+    fits = source is not None and _add_discriminator(source, recipe, loss_type, fit_discriminator, data)
     nc = _grey_or_rgb(data) if data and source is None else None
     family, full, arch = student_arch(numbers, source, nc)
     notes: list[str] = []
@@ -143,38 +153,85 @@ def make_plan(
         notes.append(f"{len(inputs):,} images of {data} are what teacher and student translate")
     if "real" in loss_type.uses and images is None:
         notes.append("the teacher's own samples stand in for real images")
-    student, loss, more = _build(numbers, loss_type, source, family, arch, inputs)
+    student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
+    part = numbers.schedule.batch_size // numbers.schedule.accumulate
+    more += loss.check(numbers.schedule.kimg, part)
+    if images and len(images) < numbers.schedule.batch_size:
+        more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
+    if fits:
+        more.append(f"the teacher has no discriminator: one is first trained for {fit_discriminator:g} kimg against its frozen generator and {data}")
     if inputs or (arch.classes and images is not None and images.labels is None):
         _check_critic(loss, arch, str(data))
-    identity = {
+    identity: dict[str, Any] = {
         "recipe": numbers.model_dump(mode="json"),
         "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
         "data": {"sha256": used.fingerprint} if (used := images or inputs) else None,
         "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
     }
+    if start:
+        identity["recipe"]["student"]["init"] = start.sha256()  # its path does not count
+    if fits:
+        identity["fit_discriminator"] = fit_discriminator
     identity = json.loads(json.dumps(identity))
     name = recipe_path(recipe).stem
     run_dir = Path(out) if out else default_dir(f"{name}-{family.name}-x{numbers.student.ch_mul:g}", identity)
     refuse_foreign(run_dir, identity)
     pinned = source.source if source and source.source.startswith(SCHEME) else None  # a branch on the Hub may move
     sources = {"teacher": pinned or _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
-    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, notes + more)
+    fit_kimg = (fit_discriminator or 0.0) if fits else 0.0
+    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, fit_kimg, start, notes + more)
 
 
 def _build(
     numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | None
-) -> tuple[GAN, DistillationLoss, list[str]]:
-    """(student with its first weights, loss, what is worth telling of both), each drawn from a random stream of its own."""
+) -> tuple[GAN, DistillationLoss, GAN | None, list[str]]:
+    """(student with its first weights, loss, what it starts from, what is worth telling), each drawn from a random stream of its own."""
     torch.manual_seed(seed_for(numbers.seed, INIT, 0))
     student = GAN(family, arch, family.generator(arch), inputs=inputs.inputs if inputs else None)
     if teacher:
         _check_pair(teacher, student, loss_type)
-    notes = initialise(numbers, teacher, student)
+    start = starting_point(numbers, student)
+    notes = initialise(numbers, teacher, student, start)
     if teacher and "teacher_images" in loss_type.needs and not torch.equal(teacher.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
         notes.append("the teacher's latents are truncated or scaled, and the student is trained on them; a student of this family draws its own from N(0, I)")
+    loss, more = _make_loss(numbers, loss_type, teacher, student, start)
+    return student, loss, start, notes + more + loss.notes
+
+
+def _make_loss(numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, student: GAN, start: GAN | None) -> tuple[DistillationLoss, list[str]]:
+    """The loss with its first weights, and what is worth telling of those it takes over."""
     torch.manual_seed(seed_for(numbers.seed, INIT, 1))
     loss = loss_type(teacher, student, loss_type.Weights.model_validate(numbers.weights))  # type: ignore[call-arg]
-    return student, loss, notes + loss.notes
+    if start and start.discriminator is not None and "student" in loss.critics:
+        try:
+            loss.critics["student"].load_state_dict(start.discriminator.state_dict())
+            return loss, ["its discriminator goes on too"]
+        except RuntimeError:
+            return loss, ["its discriminator is of another shape than the critic, which starts fresh"]
+    return loss, []
+
+
+def _add_discriminator(source: GAN, recipe: str, loss: type[DistillationLoss], kimg: float | None, data: str | None) -> bool:
+    """Whether a discriminator is to be trained for a teacher that has none; it is given one of its family's, still untrained.
+
+    Raises:
+        MissingError: the recipe needs one, and there is none. UsageError: none can be made.
+    """
+    if source.discriminator is not None or not (loss.needs | loss.uses) & {"teacher_discriminator"} or (kimg is None and "teacher_discriminator" in loss.uses):
+        return False
+    others = [name for name in recipe_names() if "teacher_discriminator" not in LOSSES[load_recipe(name).loss].needs]
+    if kimg is None:
+        raise MissingError(
+            f"recipe {recipe!r} needs the teacher's discriminator, and {source.source} has none",
+            f"--discriminator FILE; or --fit-discriminator KIMG trains one first; or one of the recipes that work without: {', '.join(others)}",
+        )
+    if not source.family.has_discriminator:
+        raise UsageError(f"--fit-discriminator: no discriminator of family {source.family.name} can be made", f"recipes without: {', '.join(others)}")
+    if data is None:
+        raise MissingError("--fit-discriminator needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
+    source.discriminator = source.family.discriminator(source.arch)
+    source.freeze()
+    return True
 
 
 def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, targets: bool) -> Recipe:
@@ -273,8 +330,9 @@ def _train(plan: Plan, reporter: Reporter) -> None:
         for part in (plan.teacher, plan.student, plan.loss):
             if part is not None:
                 part.to(device)
+        _fit_discriminator(plan, reporter)
         batches = Batches(
-            draws_from_teacher or plan.student, plan.teacher, plan.images, seed=plan.recipe.seed, batch_size=schedule.batch_size, d_steps=schedule.d_steps,
+            draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
             pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
         )  # fmt: skip
         done = train(plan.student, plan.teacher, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
@@ -294,6 +352,31 @@ def _train(plan: Plan, reporter: Reporter) -> None:
     if plan.images and plan.images.unreadable:
         first = ", ".join(plan.images.unreadable[:5])
         reporter.note(f"{len(plan.images.unreadable)} unreadable images were passed over: {first}")
+
+
+def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
+    """Give the teacher the discriminator that was promised: train it, or go on, or take the trained one of this run folder."""
+    if not plan.fit_kimg:
+        return
+    teacher, folder = plan.teacher, plan.run_dir / "teacher-discriminator"
+    assert teacher is not None
+    path = folder / "discriminator.safetensors"
+    if not path.is_file():
+        recipe = plan.recipe.model_copy(update={"schedule": plan.recipe.schedule.model_copy(update={"kimg": plan.fit_kimg, "ema_kimg": 0.0})})
+        weights = {k: v for k, v in plan.recipe.weights.items() if k in AdversarialWeights.model_fields}
+        loss = Fit(teacher, teacher, AdversarialWeights.model_validate(weights)).to(plan.device)
+        batches = Batches(
+            teacher, teacher, plan.images, recipe.schedule, mirror=recipe.data.mirror, seed=recipe.seed, pool=0, device=plan.device
+        )  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        reporter.note(f"training a discriminator for the teacher: {plan.fit_kimg:g} kimg")
+        train(GAN(teacher.family, teacher.arch, teacher.generator), teacher, loss, recipe, batches, folder, reporter, plan.device)
+        critic: Any = loss.critics["student"]
+        save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"})
+    teacher.discriminator = build(find(str(path)), "discriminator").to(plan.device)
+    teacher.freeze()
+    # anew, since it may have begun as a copy of what was not yet trained
+    plan.loss = _make_loss(plan.recipe, type(plan.loss), teacher, plan.student, plan.start)[0].to(plan.device)
 
 
 def _finish(plan: Plan, done: GAN, facts: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gancompress.config import Recipe
@@ -12,7 +13,12 @@ from gancompress.cost import Cost, gan_cost, generator_cost
 from gancompress.errors import UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN, Family
+from gancompress.loading import load_gan
+from gancompress.runs import differences
 from gancompress.scaling import initialise_from
+
+#: how a student begins; anything else is a finished one to start from
+INITS = ("random", "slice", "top-magnitude")
 
 
 def parse_target(text: str, unit: str) -> float:
@@ -86,7 +92,12 @@ def student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) -> 
     else:
         full = family.build_arch(None, {"nc": images_nc} if images_nc and "nc" not in recipe.student.arch else {})
     own = family.build_arch(full, recipe.student.arch) if recipe.student.arch else full
-    return family, own, own if exact_widths(recipe) else family.scale(own, recipe.student.ch_mul)
+    wanted = recipe.student
+    scaled = own if exact_widths(recipe) else family.scale(own, wanted.ch_mul)
+    if wanted.d_ch_mul is not None:
+        critic = vars(family.scale(own, wanted.d_ch_mul))
+        scaled = dataclasses.replace(scaled, **{key: value for key, value in critic.items() if key.startswith("d_")})
+    return family, own, scaled
 
 
 def exact_widths(recipe: Recipe) -> bool:
@@ -94,8 +105,34 @@ def exact_widths(recipe: Recipe) -> bool:
     return any(key.endswith(("width", "widths")) for key in recipe.student.arch)
 
 
-def initialise(recipe: Recipe, teacher: GAN | None, student: GAN) -> list[str]:
+def starting_point(recipe: Recipe, student: GAN) -> GAN | None:
+    """The finished student to start from, of the same shapes; None where ``student.init`` names a way to begin anew.
+
+    Raises:
+        UsageError: neither a way nor a file, or a student of other shapes.
+    """
     init = recipe.student.init
+    if init in INITS:
+        return None
+    if not Path(init).expanduser().exists():
+        raise UsageError(f"student.init={init!r}: expected {', '.join(INITS)}, or a run folder or file of a student to start from")
+    start = load_gan(init)
+    ours, theirs = ({"family": gan.family.name, **_generator_shapes(gan)} for gan in (student, start))
+    if found := differences(theirs, ours):
+        raise UsageError(f"student.init={init}: that student has other shapes:\n  " + "\n  ".join(found), "the same --ch-mul and --student as it had")
+    return start
+
+
+def _generator_shapes(gan: GAN) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(gan.arch).items() if not key.startswith("d_")}
+
+
+def initialise(recipe: Recipe, teacher: GAN | None, student: GAN, start: GAN | None) -> list[str]:
+    """Give the student its first weights; sentences for the plan."""
+    init: Any = recipe.student.init
+    if start is not None:
+        student.generator.load_state_dict(start.generator.state_dict())
+        return [f"the student starts from {init}"]
     if init == "random" or teacher is None:
         return []
     if teacher.family.name != student.family.name:

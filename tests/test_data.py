@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gancompress.config import Schedule
 from gancompress.data import Batches, Images, TeacherPool, positions, seed_for, to_float, to_uint8
 from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.families import FAMILIES
@@ -348,8 +349,12 @@ def gan():
     return GAN(family, arch, family.generator(arch)).freeze()
 
 
-def batches_of(gan, images=None, *, seed=0, pool=0, d_steps=1, batch_size=4):
-    return Batches(gan, gan, images, seed=seed, batch_size=batch_size, d_steps=d_steps, pool=pool, device=CPU)
+def schedule_of(**numbers):
+    return Schedule(**({"kimg": 1, "batch_size": 4, "ema_kimg": 0, "ema_rampup": 0} | numbers))
+
+
+def batches_of(gan, images=None, *, seed=0, pool=0, mirror=False, **schedule):
+    return Batches(gan, gan, images, schedule_of(**schedule), mirror=mirror, seed=seed, pool=pool, device=CPU)
 
 
 def content(batch):
@@ -364,25 +369,56 @@ def test_a_batch_is_a_function_of_seed_step_and_substep_alone(gan, with_data, po
 
     places = [(step, sub) for step in range(6) for sub in range(2)]
     stream = fresh()
-    first = {place: content(stream(*place, 0.0)) for place in places}
+    first = {place: content(stream(*place)) for place in places}
     backwards = fresh()
     for place in reversed(places):
-        assert torch.equal(content(backwards(*place, 0.5)), first[place])
+        assert torch.equal(content(backwards(*place)), first[place])
     for place in places[::5]:
-        assert torch.equal(content(fresh()(*place, 0.0)), first[place])
+        assert torch.equal(content(fresh()(*place)), first[place])
     assert len({tuple(v.tolist()) for v in first.values()}) == len(places)
-    assert not torch.equal(content(fresh(seed=1)(0, 0, 0.0)), first[0, 0])
+    assert not torch.equal(content(fresh(seed=1)(0, 0)), first[0, 0])
 
 
 def test_teacher_images_are_the_teachers_images_of_the_batchs_latents(gan):
-    batch = batches_of(gan)(3, 0, 0.0)
+    batch = batches_of(gan)(3, 0)
     assert torch.equal(batch.teacher, gan.generator(batch.inputs))
 
 
 def test_without_data_the_teachers_samples_stand_in_and_are_of_other_latents(gan):
-    batch = batches_of(gan)(0, 0, 0.0)
+    batch = batches_of(gan)(0, 0)
     assert batch.real.shape == batch.teacher.shape
     assert not torch.allclose(batch.real, batch.teacher, atol=1e-3)
+
+
+@pytest.mark.parametrize(("pool", "with_data"), [(0, True), (0, False), (16, True)])
+def test_the_parts_of_a_batch_are_together_the_whole_one(gan, pool, with_data, tiny_data):
+    images = Images(str(tiny_data), 8, 1) if with_data else None
+    whole = batches_of(gan, images, batch_size=8, pool=pool, mirror=True)
+    parts = batches_of(gan, images, batch_size=8, pool=pool, mirror=True, accumulate=2)
+    for step in range(5):
+        halves, one = [parts(step, 0, part) for part in range(2)], whole(step, 0)
+        # a pool draws its pairs in chunks of a part, so that they are other ones
+        assert pool or torch.equal(torch.cat([half.inputs for half in halves]), one.inputs)
+        assert torch.equal(torch.cat([half.real for half in halves]), one.real)
+        assert torch.allclose(torch.cat([half.unpaired[0] for half in halves]), one.unpaired[0], atol=1e-6)
+        assert [half.inputs.shape for half in halves] == [(4, 4)] * 2
+
+
+def test_mirror_flips_about_half_of_the_real_images_and_changes_nothing_else(gan, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", pixels)
+    data = Images(str(tmp_path / "d.npz"), 8, 1)
+    plain, mirrored = (batches_of(gan, data, batch_size=64, mirror=m)(0, 0) for m in (False, True))
+    flipped = [torch.equal(a, b.flip(2)) for a, b in zip(mirrored.real, plain.real, strict=True)]
+    kept = [torch.equal(a, b) for a, b in zip(mirrored.real, plain.real, strict=True)]
+    assert all(f != k for f, k in zip(flipped, kept, strict=True))
+    assert 16 < sum(flipped) < 48
+
+
+def test_unpaired_samples_of_the_teacher_are_of_latents_of_their_own(gan):
+    batch = batches_of(gan)(0, 0)
+    assert batch.unpaired[0].shape == batch.teacher.shape
+    assert not torch.allclose(batch.unpaired[0], batch.teacher, atol=1e-3)
 
 
 def test_real_images_come_once_an_epoch(gan, tmp_path):
@@ -390,14 +426,14 @@ def test_real_images_come_once_an_epoch(gan, tmp_path):
     np.savez(tmp_path / "d.npz", pixels)
     stream = batches_of(gan, Images(str(tmp_path / "d.npz"), 8, 1))
     for epoch in range(3):
-        seen = torch.cat([to_uint8(stream(3 * epoch + i, 0, 0.0).real)[:, 0, 0, 0] for i in range(3)])
+        seen = torch.cat([to_uint8(stream(3 * epoch + i, 0).real)[:, 0, 0, 0] for i in range(3)])
         assert sorted(seen.tolist()) == list(range(12))
 
 
 def test_labels_of_real_images_go_with_them(gan, tmp_path):
     pixels = np.arange(12, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
     np.savez(tmp_path / "d.npz", x_train=pixels, y_train=np.arange(12) % 5)
-    batch = batches_of(gan, Images(str(tmp_path / "d.npz"), 8, 1))(2, 0, 0.0)
+    batch = batches_of(gan, Images(str(tmp_path / "d.npz"), 8, 1))(2, 0)
     assert torch.equal(batch.real_condition, to_uint8(batch.real)[:, 0, 0, 0].long() % 5)
 
 
@@ -405,23 +441,23 @@ def test_labels_of_real_images_go_with_them(gan, tmp_path):
 @pytest.mark.parametrize("step", [0, 4])
 def test_another_attempt_sees_other_data(gan, pool, step, tiny_data):
     stream = batches_of(gan, Images(str(tiny_data), 8, 1), pool=pool)
-    first = stream(step, 0, 0.0)
+    first = stream(step, 0)
     inputs, real = first.inputs, first.real
     stream.attempt = 1
-    assert not torch.equal(stream(step, 0, 0.0).inputs, inputs)
-    assert not torch.equal(stream(step, 0, 0.0).real, real)
+    assert not torch.equal(stream(step, 0).inputs, inputs)
+    assert not torch.equal(stream(step, 0).real, real)
 
 
 def test_every_pair_of_the_pool_is_the_teachers_image_of_its_latent(gan):
     stream = batches_of(gan, pool=12)
     for step in range(9):
-        batch = stream(step, 0, 0.0)
+        batch = stream(step, 0)
         assert torch.allclose(batch.teacher, gan.generator(batch.inputs), atol=1e-3)  # kept as float16
 
 
 def test_the_pool_is_drawn_once_and_then_each_pair_comes_once_an_epoch(gan):
     stream = batches_of(gan, pool=12)
-    epochs = [torch.cat([stream(3 * e + i, 0, 0.0).inputs for i in range(3)]) for e in range(4)]
+    epochs = [torch.cat([stream(3 * e + i, 0).inputs for i in range(3)]) for e in range(4)]
     rows = [sorted(map(tuple, epoch.tolist())) for epoch in epochs]
     assert len(set(rows[0])) == 12
     assert all(r == rows[0] for r in rows)
@@ -433,7 +469,7 @@ def test_the_pool_runs_the_teacher_once_for_each_pair(gan):
     gan.generator.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     stream = batches_of(gan, pool=12)
     for step in range(20):
-        _ = stream(step, 0, 0.0).teacher
+        _ = stream(step, 0).teacher
     assert sum(seen) == 12
 
 
@@ -443,8 +479,8 @@ def test_a_pool_that_is_no_whole_number_of_batches_is_refused(gan):
 
 
 def test_asking_for_a_teacher_that_is_not_there_is_an_error(gan):
-    stream = Batches(gan, None, None, seed=0, batch_size=4, d_steps=1, pool=0, device=CPU)
+    stream = Batches(gan, None, None, schedule_of(), mirror=False, seed=0, pool=0, device=CPU)
     with pytest.raises(GanCompressError, match="no teacher"):
-        _ = stream(0, 0, 0.0).teacher
-    with pytest.raises(GanCompressError, match="real images"):
-        _ = stream(0, 0, 0.0).real
+        _ = stream(0, 0).teacher
+    with pytest.raises(GanCompressError, match="neither real ones nor a teacher"):
+        _ = stream(0, 0).real

@@ -55,12 +55,16 @@ def images(*rows: list[float]) -> torch.Tensor:
     return torch.tensor(rows)[:, None, None, :]  # (N, 1, 1, W)
 
 
-def batch_of(z: torch.Tensor, real: torch.Tensor | None = None, teacher: torch.Tensor | None = None) -> Batch:
-    return Batch(z, None, 0.0, lambda: (real, None), lambda: teacher)
+def batch_of(
+    z: torch.Tensor, real: torch.Tensor | None = None, teacher: torch.Tensor | None = None, unpaired: torch.Tensor | None = None, step: int = 0
+) -> Batch:
+    return Batch(z, None, step, step * 0.004, lambda: (real, None), lambda: teacher, lambda: (unpaired, None))
 
 
 def gan_of(generator: nn.Module, critic: nn.Module | None = None) -> GAN:
-    family = SimpleNamespace(name="linear", has_discriminator=True, batch_free=lambda arch: arch, discriminator=lambda arch: LinearCritic(2.0, 1.0))
+    family = SimpleNamespace(
+        name="linear", game="nonsaturating", has_discriminator=True, batch_free=lambda arch: arch, discriminator=lambda arch: LinearCritic(2.0, 1.0)
+    )
     return GAN(family, SimpleNamespace(), generator, critic)
 
 
@@ -199,9 +203,9 @@ def test_a_fresh_critic_under_a_gradient_penalty_has_no_batchnorm():
     family = FAMILIES["dcgan"]
     arch = family.build_arch(None, {"resolution": 16, "nc": 1, "nz": 4, "width": 2})
     student = GAN(family, arch, family.generator(arch))
-    norms = [m for m in Adversary(None, student, AdversarialWeights()).modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in Adversary(student, AdversarialWeights()).modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms  # without the penalty there are some
-    critic = Adversary(None, student, AdversarialWeights(gradient_penalty=10))
+    critic = Adversary(student, AdversarialWeights(gradient_penalty=10))
     assert not [m for m in critic.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
@@ -209,8 +213,7 @@ def test_the_teachers_critic_keeps_its_batchnorms_on_stored_statistics_under_a_g
     family = FAMILIES["dcgan"]
     arch = family.build_arch(None, {"resolution": 16, "nc": 1, "nz": 4, "width": 2})
     teacher = GAN(family, arch, family.generator(arch), family.discriminator(arch)).freeze()
-    student = GAN(family, arch, family.generator(arch))
-    critic = Adversary(teacher, student, AdversarialWeights(gradient_penalty=10))
+    critic = Adversary(teacher, AdversarialWeights(gradient_penalty=10), copy_of=teacher)
     norms = [m for m in critic.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert not any(m.training for m in norms)
@@ -219,13 +222,13 @@ def test_the_teachers_critic_keeps_its_batchnorms_on_stored_statistics_under_a_g
     alone, together = critic.critic(x[:1]), critic.critic(x)
     assert torch.allclose(alone, together[:1], atol=1e-6)  # a function of one image
     assert all(torch.equal(v, critic.critic.state_dict()[k]) for k, v in before.items())
-    assert all(m.training for m in Adversary(teacher, student, AdversarialWeights()).modules())  # without the penalty they train
+    assert all(m.training for m in Adversary(teacher, AdversarialWeights(), copy_of=teacher).modules())  # without the penalty they train
 
 
 # ------------------------------------------------------------------------------------------------------------- who is trained
 
 
-TINY = [("schedule.batch_size", 4), ("output.log_kimg", 0.008), ("output.save_kimg", 0.012), ("output.pictures_kimg", 1)]
+TINY = [("schedule.batch_size", 4), ("schedule.accumulate", 1), ("output.log_kimg", 0.008), ("output.save_kimg", 0.012), ("output.pictures_kimg", 1)]
 TINY_DCGAN = [("student.family", "dcgan"), ("student.arch.resolution", 8), ("student.arch.nz", 4), ("student.arch.width", 4)]
 
 
@@ -234,9 +237,9 @@ def trainer_of(plan):
         plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else plan.student,
         plan.teacher,
         plan.images,
+        plan.recipe.schedule,
+        mirror=plan.recipe.data.mirror,
         seed=0,
-        batch_size=plan.recipe.schedule.batch_size,
-        d_steps=plan.recipe.schedule.d_steps,
         pool=0,
         device=CPU,
     )
@@ -254,7 +257,7 @@ def test_the_sum_of_the_terms_is_what_is_minimised(tiny_teacher):
     student = gan_of(Scale(0.5))
     trainer = Trainer(student, Two(), plan.recipe)
     z = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
-    trainer.train_step(lambda step, substep, progress: batch_of(z))
+    trainer.train_step(lambda step, substep, part: batch_of(z))
     # fake = p z, so d(2 sum + 3 sum)/dp = 5 * (1 + 2 + 3 - 1)
     assert float(student.generator.p.grad) == pytest.approx(25.0)
     means = trainer.take_means(1)
@@ -298,7 +301,8 @@ def test_gradients_reach_only_the_critic_in_its_step_and_only_the_student_in_its
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_the_teacher_is_the_same_after_training(name, tiny_teacher, tiny_data, tmp_path):
-    plan = make_plan(str(tiny_teacher), name, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=3, overrides=TINY)
+    guided = [("weights.guide_from_kimg", 0.004)] if name == "dgl" else []
+    plan = make_plan(str(tiny_teacher), name, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=3, overrides=TINY + guided)
     before, student = plan.teacher.sha256(), plan.student.sha256()
     run_plan(plan, Silent())
     assert plan.teacher.sha256() == before

@@ -269,7 +269,7 @@ def test_a_fresh_network_starts_as_the_paper_says():
 
 def test_a_teacher_only_says_so_where_a_critic_is_asked_for():
     gan = small_gan("stylegan3", SMALL["stylegan3"][0])
-    for ask in (lambda: FAMILY.discriminator(gan.arch), lambda: FAMILY.axes(gan.arch, "discriminator"), lambda: Adversary(gan, gan, AdversarialWeights())):
+    for ask in (lambda: FAMILY.discriminator(gan.arch), lambda: FAMILY.axes(gan.arch, "discriminator"), lambda: Adversary(gan, AdversarialWeights())):
         with pytest.raises(UsageError, match="stylegan3 is a teacher only") as caught:
             ask()
         assert "--student stylegan2" in caught.value.hint

@@ -138,7 +138,8 @@ class Generator(nn.Module):
         last = orthogonal(nn.Conv2d(width, arch.nc, 3, padding=1), arch.sn_eps)
         self.output_layer = nn.Sequential(nn.BatchNorm2d(width, eps=arch.out_eps), nn.ReLU(), last)
 
-    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+    def features(self, inputs: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+        """Activations of each resolution (N, C, H, W), coarse to fine, then the images."""
         z = inputs.flatten(1)
         if z.shape[1] != self.arch.nz:
             raise ValueError(f"latents have {z.shape[1]} values each, this network takes {self.arch.nz}")
@@ -150,9 +151,14 @@ class Generator(nn.Module):
             z, *chunks = z.split(self.arch.chunk, 1)
             conditions = [torch.cat([y, chunk], 1) for chunk in chunks]
         x = self.linear(z).unflatten(1, (-1, 4, 4))
+        found = []
         for block, y in zip(self.blocks, conditions, strict=True):
             x = block(x, y)
-        return torch.tanh(self.output_layer(x))
+            found.append(x)
+        return [*found, torch.tanh(self.output_layer(x))]
+
+    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.features(inputs, condition)[-1]
 
 
 class DBlock(nn.Module):
@@ -393,4 +399,5 @@ FAMILY = Family(
     axes=axes,
     batch_free=lambda arch: arch,
     settings=frozenset({"truncation"}),
+    game="hinge",
 )

@@ -440,4 +440,5 @@ FAMILY = Family(
     batch_free=lambda arch: arch,
     options=frozenset({"truncation"}),
     settings=frozenset({"truncation"}),
+    game="hinge",
 )

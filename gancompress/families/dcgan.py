@@ -118,11 +118,17 @@ class Generator(nn.Module):
             self.layers.append(Layer(conv, n_out, "none" if last else arch.g_norm, activation))
         _initialise(self)
 
-    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+    def features(self, inputs: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+        """Activations after each hidden layer (N, C, H, W), then the images."""
         x = with_labels(inputs.flatten(1), condition, self.arch.classes, self.arch.nz)[:, :, None, None]
+        found = []
         for layer in self.layers:
             x = layer(x)
-        return x  # (N, nc, H, W)
+            found.append(x)
+        return found
+
+    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.features(inputs, condition)[-1]
 
 
 class Discriminator(nn.Module):

@@ -267,4 +267,5 @@ FAMILY = Family(
     axes=axes,
     batch_free=batch_free,
     settings=SETTINGS | {"edge"},
+    game="lsgan",
 )

@@ -483,4 +483,5 @@ FAMILY = Family(
     batch_free=lambda arch: arch,
     options=frozenset({"resolution"}),
     settings=frozenset({"unit_pixels", "d_pooling"}),
+    game="hinge",
 )

@@ -270,17 +270,26 @@ class Generator(nn.Module):
         self.synthesis = nn.ModuleDict({f"b{r}": SynthesisBlock(widths[i], widths[i + 1], r, arch) for i, r in enumerate(arch.resolutions)})
         _initialise(self)
 
-    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+    def styles(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+        """w+ (N, num_ws, w_dim) of any kind of latents; ``forward`` makes images of it."""
         ws = inputs if inputs.ndim == 3 else self._map(inputs, condition)[:, None]
         if ws.shape[1] not in (1, self.arch.num_ws) or ws.shape[2] != self.arch.w_dim:
             raise ValueError(f"w has shape {tuple(ws.shape)}, expected (N, 1 or {self.arch.num_ws}, {self.arch.w_dim})")
-        ws = ws.expand(-1, self.arch.num_ws, -1)
+        return ws.expand(-1, self.arch.num_ws, -1)
+
+    def features(self, inputs: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+        """Activations of each resolution (N, C, H, W), coarse to fine, then the images."""
+        ws = self.styles(inputs, condition)
         x = image = None
+        found = []
         for i, block in enumerate(self.synthesis.values()):
             # a block's image shares its w with the next block's first convolution
             x, image = block(x, image, ws[:, max(0, 2 * i - 1) : 2 * i + 2])
-        assert image is not None
-        return image
+            found.append(x)
+        return [*found, image]
+
+    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.features(inputs, condition)[-1]
 
     def _map(self, z: Tensor, condition: Tensor | None) -> Tensor:
         z, labels = with_labels(z.flatten(1), condition, self.arch.classes, self.arch.nz).split([self.arch.nz, self.arch.classes], 1)

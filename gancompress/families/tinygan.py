@@ -326,4 +326,5 @@ FAMILY = Family(
     build_arch=build_arch,
     axes=axes,
     batch_free=lambda arch: arch,
+    game="hinge",
 )

@@ -1,8 +1,10 @@
 """The losses of the recipes: one file per paper's equation. A test holds this list equal to the files."""
 
+from gancompress.losses.akdg import Akdg
 from gancompress.losses.base import DistillationLoss
+from gancompress.losses.dgl import Dgl
 from gancompress.losses.joint import Joint
 from gancompress.losses.mse import Mse
 from gancompress.losses.scratch import Scratch
 
-LOSSES: dict[str, type[DistillationLoss]] = {"joint": Joint, "mse": Mse, "scratch": Scratch}
+LOSSES: dict[str, type[DistillationLoss]] = {"akdg": Akdg, "dgl": Dgl, "joint": Joint, "mse": Mse, "scratch": Scratch}

@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss
-from gancompress.losses.gan import AdversarialWeights, Adversary
+from gancompress.losses.gan import AdversarialWeights, Adversary, student_or_teacher
 
 
 class JointWeights(AdversarialWeights):
@@ -28,9 +28,11 @@ class Joint(DistillationLoss):
     def __init__(self, teacher: GAN | None, student: GAN, weights: JointWeights) -> None:
         super().__init__()
         self.alpha = weights.alpha
-        self.adversary = Adversary(teacher, student, weights)
+        self.adversary = Adversary(student_or_teacher(teacher, student), weights, copy_of=teacher)
         self.critics["student"] = self.adversary.critic
-        self.notes = [f"critic: {self.adversary.origin}"]
+        self.d_every = self.adversary.every
+        origin = "starts from the teacher's discriminator and is updated" if teacher is not None and teacher.discriminator is not None else "starts fresh"
+        self.notes = [f"critic: {origin}"]
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         return {
@@ -39,7 +41,10 @@ class Joint(DistillationLoss):
         }
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return self.adversary.discriminator_terms(batch, fake)
+        return self.adversary.discriminator_terms((fake, batch.condition), batch.real_and_condition)
+
+    def discriminator_regulariser(self, batch: Batch) -> dict[str, Tensor]:
+        return self.adversary.r1(batch.real_and_condition)
 
     def after_discriminator_step(self) -> None:
         self.adversary.clip()

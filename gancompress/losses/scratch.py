@@ -15,15 +15,18 @@ class Scratch(DistillationLoss):
 
     def __init__(self, teacher: GAN | None, student: GAN, weights: AdversarialWeights) -> None:
         super().__init__()
-        self.adversary = Adversary(None, student, weights)  # nothing of the teacher but its shapes
+        self.adversary = Adversary(student, weights)
         self.critics["student"] = self.adversary.critic
-        self.notes = [f"critic: {self.adversary.origin}"]
+        self.d_every = self.adversary.every
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         return {"adv": self.adversary.generator_term(batch, fake)}
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return self.adversary.discriminator_terms(batch, fake)
+        return self.adversary.discriminator_terms((fake, batch.condition), batch.real_and_condition)
+
+    def discriminator_regulariser(self, batch: Batch) -> dict[str, Tensor]:
+        return self.adversary.r1(batch.real_and_condition)
 
     def after_discriminator_step(self) -> None:
         self.adversary.clip()
