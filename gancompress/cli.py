@@ -119,6 +119,7 @@ def distill(
     reader: ReaderOption = None,
     family: FamilyOption = None,
     key: Key = None,
+    recorded: Annotated[Optional[Path], typer.Option("--recorded", help="In place of a teacher: what `collect` wrote, or images with noises.npy.")] = None,  # noqa: UP045
     d_ch_mul: Annotated[Optional[float], typer.Option("--d-ch-mul", help="Width of the student's own discriminator; default: --ch-mul.")] = None,  # noqa: UP045
     fit_discriminator: Annotated[
         float | None, typer.Option("--fit-discriminator", metavar="KIMG", min=0.001, help="First train a discriminator for a teacher that has none.")
@@ -154,7 +155,7 @@ def distill(
         teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
         reader_options=_reader_options(classes, reader, family, key),
         target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
-        fit_discriminator=fit_discriminator,
+        fit_discriminator=fit_discriminator, recorded=recorded,
     )  # fmt: skip
     screens.show_plan(plan)
     if dry_run:

@@ -95,6 +95,7 @@ def prepare(
         num=_number(num, per_class, len(shards.parse_classes(chosen, arch.classes)) if chosen else 0), format=_format(image_format, arch.nc),
         shard=_pairs_of_a_shard(arch),
     )  # fmt: skip
+    gan.discriminator = None  # it is in the hash, as in that of a live run, and judges nothing here
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: at least 1")
     folder = Path(out)
@@ -119,7 +120,6 @@ def _load(teacher: str, options: dict[str, Any], truncation: float | None) -> tu
         raise UsageError(f"--truncation {truncation:g}: in (0, 1], the factor of a normal within [-2, 2]")
     if not gan.arch.nz:
         raise UsageError(f"{teacher} translates images: it has no latents to record", "distil it live: gancompress distill TEACHER --data FOLDER")
-    gan.discriminator = None
     return gan, truncation is not None and not own
 
 

@@ -12,10 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from gancompress import user_module
 from gancompress.data import EXTENSIONS, RECORDED, positions, to_float
 from gancompress.errors import MissingError, UsageError
+from gancompress.families import FAMILIES
+from gancompress.gan import GAN
 from gancompress.shards import AGAIN, INDEX, MANIFEST, Array, Pair, Shard, open_shard, read_settings, shard_path
 
 Pairs = tuple[Tensor, Tensor | None, Tensor]
@@ -28,6 +31,7 @@ class _Store(Protocol):
     fields: dict[str, Any]
     teacher_sha256: str | None
     fingerprint: str
+    latents: str
 
     def __len__(self) -> int: ...
 
@@ -43,6 +47,7 @@ class _Shards:
         self.family: str | None = self.settings.family
         self.fields: dict[str, Any] = self.settings.arch
         self.teacher_sha256: str | None = self.settings.teacher_sha256
+        self.latents = self.settings.latents
         absent = [k for k in range(self.settings.shards) if not shard_path(folder, k).is_file()]
         if absent:
             raise MissingError(f"{folder}: {len(absent)} of its {self.settings.shards} shards are missing, first {shard_path(folder, absent[0]).name}", AGAIN)
@@ -77,6 +82,7 @@ class _Folder:
 
     family: str | None = None
     teacher_sha256: str | None = None
+    latents = "as somebody else drew them"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -174,6 +180,7 @@ class Recorded:
         self._store: _Store = _Shards(folder) if (folder / MANIFEST).is_file() else _Folder(folder)
         self.family, self.fields = self._store.family, self._store.fields
         self.teacher_sha256, self.fingerprint = self._store.teacher_sha256, self._store.fingerprint
+        self.latents = self._store.latents
         self[torch.tensor([0])]
 
     def __len__(self) -> int:
@@ -187,29 +194,77 @@ class Recorded:
         return inputs, torch.tensor(labels) if labels else None, torch.from_numpy(np.stack([image for _, _, image in pairs]))
 
 
-class Feed:
-    """A recorded teacher as batches for a device, shuffled anew in each epoch; what comes next is decoded by threads ahead of time."""
+class Unknown(nn.Module):
+    """Stands for a generator of which nothing is known but its images."""
 
-    def __init__(self, recorded: Recorded, seed: int, device: torch.device) -> None:
-        self.recorded, self.seed, self.device = recorded, seed, device
+    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+        raise UsageError("the recorded teacher's network is not known, so nothing can be said of its size", "--ch-mul, or --target-params N")
+
+
+class RecordedTeacher(GAN):
+    """A recording in the place of a teacher: its shapes, latents and labels, and no weights.
+
+    Raises:
+        MissingError: the manifest's architecture is none of ours.
+    """
+
+    def __init__(self, recorded: Recorded) -> None:
+        self.recorded = recorded
+        self.told = f"{len(recorded):,} pairs of {recorded.source} stand in for the teacher; their latents are {recorded.latents}"
+        try:
+            if recorded.family is None or recorded.family == user_module.FAMILY.name:
+                super().__init__(user_module.FAMILY, user_module.Arch(**recorded.fields), Unknown(), source=recorded.source)
+                return
+            family = FAMILIES[recorded.family]
+            arch = family.build_arch(None, recorded.fields)
+            with torch.device("meta"):  # no memory is taken
+                super().__init__(family, arch, family.generator(arch), source=recorded.source)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError, UsageError) as error:
+            raise MissingError(f"{recorded.source}: {MANIFEST}: damaged, or of another version ({error})") from None
+        self.freeze()
+
+    def to(self, device: torch.device | str) -> GAN:
+        return self
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """n recorded latents and labels, drawn with replacement."""
+        inputs, labels, _ = self.recorded[torch.randint(len(self.recorded), (n,), generator=rng)]
+        return inputs, labels
+
+    def sha256(self) -> str:
+        """Of what is recorded."""
+        return self.recorded.fingerprint
+
+
+class Feed:
+    """A recorded teacher as batches for a device, shuffled anew in each epoch; what comes next is decoded by threads ahead of time.
+
+    Feeds of another ``stream`` have another order. ``kept``: as many of the last batches stay, to be taken once more.
+    """
+
+    def __init__(self, recorded: Recorded, seed: int, stream: int, device: torch.device, kept: int = 1) -> None:
+        self.recorded, self.seed, self.stream, self.device, self.kept = recorded, seed, stream, device, kept
         self._workers = min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._workers, "recorded")
-        self._ahead: dict[tuple[int, int, int], Future[Pairs]] = {}
+        self._windows: dict[tuple[int, int, int], Future[Pairs]] = {}
 
     def take(self, start: int, count: int, attempt: int = 0) -> Pairs:
         """Latents (N, nz), labels (N,) or None, images (N, C, R, R) in [-1, 1], on the device: places start ... of an endless sequence of epochs.
 
         Another ``attempt`` takes the same pairs in another order.
         """
-        windows = [(start + i * count, count, attempt) for i in range(self._workers + 1)]
-        for window in self._ahead.keys() - set(windows):
-            self._ahead[window].cancel()
-        self._ahead = {w: self._ahead.get(w) or self._pool.submit(self._read, *w) for w in windows}
-        inputs, labels, images = self._ahead.pop(windows[0]).result()
+        # back by what may be taken again, forward by what was begun before such a step back
+        near = {(start + i * count, count, attempt) for i in range(-self.kept, self.kept + self._workers + 1)}
+        for window in self._windows.keys() - near:
+            self._windows.pop(window).cancel()
+        for i in range(self._workers + 1):
+            if (window := (start + i * count, count, attempt)) not in self._windows:
+                self._windows[window] = self._pool.submit(self._read, *window)
+        inputs, labels, images = self._windows[start, count, attempt].result()
         images = images.to(self.device, non_blocking=True)
         images = to_float(images) if images.dtype == torch.uint8 else images.float()
         return inputs.to(self.device), None if labels is None else labels.to(self.device), images
 
     def _read(self, start: int, count: int, attempt: int) -> Pairs:
-        inputs, labels, images = self.recorded[positions(start, count, len(self.recorded), self.seed, attempt, RECORDED)]
+        inputs, labels, images = self.recorded[positions(start, count, len(self.recorded), self.seed, attempt, RECORDED, self.stream)]
         return inputs, labels, images.pin_memory() if self.device.type == "cuda" else images

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import random
 import shutil
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -13,16 +14,22 @@ import pytest
 import torch
 from conftest import SMALL, make_gan, small_gan
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from gancompress import collecting
+import gancompress
+from gancompress import collecting, planning
+from gancompress.api import inspect
 from gancompress.checkpoint import save_networks
 from gancompress.cli import app
 from gancompress.collecting import collect, prepare
-from gancompress.data import draw, to_uint8
+from gancompress.config import load_recipe
+from gancompress.data import FALLBACK, LATENTS, Batches, draw, to_uint8
 from gancompress.errors import GanCompressError, MissingError, StoppedError, UsageError
 from gancompress.loading import load_gan
-from gancompress.recorded import Feed, Recorded
+from gancompress.loop import Trainer
+from gancompress.planning import make_plan
+from gancompress.recorded import Feed, Recorded, RecordedTeacher
 from gancompress.runs import locked
 from gancompress.shards import classes_text, decode, encode, parse_classes, shard_path
 
@@ -419,18 +426,18 @@ def test_what_is_wrong_in_such_a_folder_is_named(tmp_path):
 
 def test_an_epoch_has_every_pair_once_in_an_order_that_is_the_seeds(recording):
     recorded = Recorded(str(recording))
-    taken = [Feed(recorded, seed, CPU).take(0, 40)[0] for seed in (0, 0, 1)]
+    taken = [Feed(recorded, seed, 0, CPU).take(0, 40)[0] for seed in (0, 0, 1)]
     assert torch.equal(taken[0], taken[1])
     assert not torch.equal(taken[0], taken[2])
     assert torch.equal(taken[0].sort(0)[0], recorded[torch.arange(40)][0].sort(0)[0])
-    again = Feed(recorded, 0, CPU).take(40, 40)[0]
+    again = Feed(recorded, 0, 0, CPU).take(40, 40)[0]
     assert not torch.equal(again, taken[0])
     assert torch.equal(again.sort(0)[0], taken[0].sort(0)[0])
 
 
 def test_a_batch_is_the_same_from_wherever_one_comes(recording):
     recorded = Recorded(str(recording))
-    steady, jumping = Feed(recorded, 0, CPU), Feed(recorded, 0, CPU)
+    steady, jumping = Feed(recorded, 0, 0, CPU), Feed(recorded, 0, 0, CPU)
     in_order = [steady.take(8 * i, 8) for i in range(9)]
     for i in (7, 2, 3, 0):
         assert all(torch.equal(a, b) for a, b in zip(jumping.take(8 * i, 8), in_order[i], strict=True) if a is not None)
@@ -440,7 +447,7 @@ def test_a_batch_is_the_same_from_wherever_one_comes(recording):
 def test_images_come_in_the_range_of_networks(conditional, tmp_path):
     for kind in ("png", "float16"):
         recorded = Recorded(str(collect(conditional, tmp_path / kind, num=20, image_format=kind)))
-        inputs, labels, images = Feed(recorded, 0, CPU).take(0, 20)
+        inputs, labels, images = Feed(recorded, 0, 0, CPU).take(0, 20)
         assert images.dtype == torch.float32
         drawn = draw(load_gan(conditional), inputs, labels, CPU)
         assert (images - drawn).abs().max() < 0.01
@@ -451,7 +458,7 @@ def test_damage_on_the_way_is_an_error_of_its_batch(recording):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    feed = Feed(Recorded(str(recording)), 0, CPU)
+    feed = Feed(Recorded(str(recording)), 0, 0, CPU)
     with pytest.raises(MissingError, match="shard-000002"):
         feed.take(0, 40)
 
@@ -489,3 +496,142 @@ def test_a_disk_that_fills_on_the_way_keeps_whole_shards(teacher, tmp_path, monk
             collect(teacher, tmp_path / "r", num=90)
     collect(teacher, tmp_path / "r", num=90)
     assert len(Recorded(str(tmp_path / "r"))) == 90
+
+
+# ---------------------------------------------------------------------------------------------------------- in place of a teacher
+
+SHORT = {"device": "cpu", "overrides": [("schedule.batch_size", 8), ("student.ch_mul", 0.5)]}
+
+
+def batches_of(folder, **schedule):
+    teacher = RecordedTeacher(Recorded(str(folder)))
+    made = load_recipe("mse", [(f"schedule.{key}", value) for key, value in {"batch_size": 8, **schedule}.items()]).schedule
+    feeds = [Feed(teacher.recorded, 0, stream, CPU, made.accumulate) for stream in (LATENTS, FALLBACK)]
+    return Batches(teacher, teacher, None, made, mirror=False, seed=0, pool=0, device=CPU, pairs=feeds[0], others=feeds[1])
+
+
+def test_batches_hold_the_teachers_images_of_their_latents(conditional, tmp_path):
+    teacher, batches = load_gan(conditional), batches_of(collect(conditional, tmp_path / "r", num=40))
+    batch = batches(3, 0)
+    assert (batch.teacher - draw(teacher, batch.inputs, batch.condition, CPU)).abs().max() < 0.01
+    assert not torch.equal(batch.unpaired[0], batch.teacher)
+    other = batches(2, 0).unpaired
+    assert other[0].shape == (8, 3, 16, 16)
+    assert other[1].shape == (8,)
+    z, c, paired = batches.pictures(6, True)
+    assert (paired - draw(teacher, z, c, CPU)).abs().max() < 0.01
+
+
+def test_the_parts_of_a_batch_are_its_pairs_and_are_read_once(recording, monkeypatch):
+    whole = batches_of(recording)(1, 0)
+    reads = []
+    read = Feed._read
+    monkeypatch.setattr(Feed, "_read", lambda self, *window: reads.append((self.stream, *window)) or read(self, *window))
+    batches = batches_of(recording, accumulate=4)
+    for _ in range(2):  # by the critic, then by the student
+        parts = [batches(1, 0, part) for part in range(4)]
+    assert torch.equal(torch.cat([p.teacher for p in parts]), whole.teacher)
+    assert torch.equal(torch.cat([p.inputs for p in parts]), whole.inputs)
+    assert len(reads) == len(set(reads))
+
+
+@pytest.mark.parametrize("recipe", ["mse", "joint", "akdg"])
+def test_black_box_recipes_train_from_a_recording_alone(recipe, conditional, tmp_path, monkeypatch):
+    folder = collect(conditional, tmp_path / "r", num=40)
+
+    def no_teacher(*_, **__):
+        raise AssertionError("a checkpoint was read")
+
+    monkeypatch.setattr(planning, "load_gan", no_teacher)
+    changes = [*SHORT["overrides"], ("schedule.accumulate", 2)]
+    np.savez(tmp_path / "real.npz", x_train=np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8), y_train=np.arange(20) % 3)
+    options = {"data": str(tmp_path / "real.npz")} if recipe == "akdg" else {}
+    path = gancompress.distill(None, recipe, recorded=folder, out=tmp_path / "run", steps=3, device="cpu", overrides=changes, **options)
+    student = load_gan(str(path))
+    assert (student.family.name, student.arch.g_widths) == ("dcgan", (4, 2))
+    assert inspect(str(path))["metadata"]["teacher_sha256"] == load_gan(conditional).sha256()
+    terms = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert all(np.isfinite(v) for v in terms.values())
+    assert ("paired_mse" in (tmp_path / "run" / "log.jsonl").read_text()) == (recipe != "akdg")
+
+
+def test_a_stopped_run_on_a_recording_goes_on_bitwise(recording, tmp_path, monkeypatch):
+    whole = gancompress.distill(None, "joint", recorded=recording, out=tmp_path / "a", steps=6, **SHORT)
+    step = Trainer.train_step
+
+    def stopped(self, batches):
+        step(self, batches)
+        if self.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopped)
+        with pytest.raises(StoppedError):
+            gancompress.distill(None, "joint", recorded=recording, out=tmp_path / "b", steps=6, **SHORT)
+    again = gancompress.distill(None, "joint", recorded=recording, out=tmp_path / "b", steps=6, **SHORT)
+    a, b = load_file(whole), load_file(again)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_is_of_one_recording(recording, teacher, tmp_path):
+    gancompress.distill(None, recorded=recording, out=tmp_path / "run", steps=1, **SHORT)
+    moved = recording.rename(tmp_path / "elsewhere")
+    gancompress.distill(None, recorded=moved, out=tmp_path / "run", steps=1, **SHORT)
+    other = collect(teacher, tmp_path / "other", num=40, seed=9)
+    with pytest.raises(UsageError, match=r"another run:\n  teacher.sha256"):
+        gancompress.distill(None, recorded=other, out=tmp_path / "run", steps=1, **SHORT)
+
+
+def test_the_plan_knows_the_recorded_teachers_size_and_a_folders_not(recording, teacher, tmp_path):
+    options = {"out": tmp_path / "run", "steps": 1, **SHORT}
+    live, seen = make_plan(teacher, **options), make_plan(recorded=recording, **options)
+    assert seen.teacher_cost == live.teacher_cost
+    assert "40 pairs of" in seen.notes[0]
+    assert any("it starts from random weights" in note for note in seen.notes)
+    assert make_plan(recorded=recording, target_macs="2x", **options | {"overrides": []}).recipe.student.ch_mul < 1
+    strange = make_plan(recorded=others(tmp_path / "o"), **options)
+    assert strange.teacher_cost is None
+    assert {k: getattr(strange.student.arch, k) for k in ("resolution", "nc", "nz", "classes")} == {"resolution": 8, "nc": 3, "nz": 3, "classes": 4}
+    with pytest.raises(UsageError, match="network is not known"):
+        make_plan(recorded=tmp_path / "o", target_macs="2x", **options | {"overrides": []})
+
+
+def test_somebody_elses_folder_is_distilled_into_a_family_of_ones_choice(tmp_path):
+    folder = others(tmp_path / "o", n=16)
+    path = gancompress.distill(None, recorded=folder, out=tmp_path / "run", steps=2, device="cpu", overrides=[*SHORT["overrides"], ("student.family", "mlp")])
+    assert load_gan(str(path)).family.name == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"teacher": "sample:dcgan-mnist"}, UsageError, "two teachers"),
+        ({"reader_options": {"classes": 3}}, UsageError, "no checkpoint"),
+        ({"recipe": "dgl", "data": "DATA"}, MissingError, "discriminator, and a recording has none"),
+        ({"recipe": "dgl", "data": "DATA", "fit_discriminator": 1.0}, MissingError, "discriminator, and a recording has none"),
+    ],
+)
+def test_what_only_a_network_could_give_is_refused(options, kind, said, recording, tiny_data, tmp_path):
+    options = {k: str(tiny_data) if v == "DATA" else v for k, v in options.items()}
+    with pytest.raises(kind, match=said):
+        make_plan(**{"recorded": recording, "out": tmp_path / "run", "device": "cpu", **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_manifest_of_no_architecture_is_named(recording):
+    manifest = json.loads((recording / "manifest.json").read_text())
+    for change in ({"family": "nothing"}, {"arch": {**manifest["settings"]["arch"], "g_widths": "x"}}):
+        (recording / "manifest.json").write_text(json.dumps({"settings": {**manifest["settings"], **change}}))
+        with pytest.raises(MissingError, match=r"manifest\.json|not shard 0"):
+            make_plan(recorded=recording, device="cpu")
+
+
+def test_distil_and_eval_from_the_command_line(recording, tmp_path):
+    words = ["--recorded", str(recording), "--steps", "1", "--batch-size", "8", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    done = CliRunner().invoke(app, ["distill", *words])
+    assert done.exit_code == 0, done.output + done.stderr
+    assert "stand in for the teacher" in done.stdout
+    found = CliRunner().invoke(app, ["eval", str(tmp_path / "run"), "--num-images", "4", "--feature-extractor", "digits", "--device", "cpu"])
+    assert found.exit_code == 0, found.output + found.stderr
+    assert "--against TEACHER" in found.stderr
