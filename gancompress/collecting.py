@@ -220,6 +220,8 @@ def _check_disk(recording: Recording, pairs: int) -> None:
     Raises:
         GanCompressError: there is not so much room.
     """
+    if not pairs:
+        return
     few = range(min(PREVIEW, recording.settings.num))
     inputs, labels, images = _draw(recording, few)
     each = 4 * inputs.shape[1] + (8 if labels is not None else 0) + 16 + sum(len(shards.encode(i, recording.settings.format)) for i in images) / len(few)

@@ -244,7 +244,7 @@ class Feed:
 
     def __init__(self, recorded: Recorded, seed: int, stream: int, device: torch.device, kept: int = 1) -> None:
         self.recorded, self.seed, self.stream, self.device, self.kept = recorded, seed, stream, device, kept
-        self._workers = min(4, os.cpu_count() or 1)
+        self._workers = min(8, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._workers, "recorded")
         self._windows: dict[tuple[int, int, int], Future[Pairs]] = {}
 

@@ -104,7 +104,7 @@ def show_recording(recording: Recording) -> None:
         ("classes", settings.classes or "none"),
         ("format", settings.format),
         ("left to do", f"{recording.left:,} pairs" + (f" of rank 0 of {recording.world}" if recording.world > 1 else "")),
-        ("disk", f"about {size(recording.bytes_needed)} needed, {size(recording.bytes_free)} free"),
+        ("disk", f"about {size(recording.bytes_needed)} needed, {size(recording.bytes_free)} free" if recording.bytes_needed else "nothing more is needed"),
         ("device", device_name(recording.device)),
     ]
     for key, value in [*facts, *(("note", note) for note in recording.notes)]:
