@@ -187,7 +187,7 @@ def collect(
     device: Device = "auto",
     reader: ReaderOption = None,
 ) -> None:
-    """Record a teacher's latents, labels and images, for distill --recorded. The same command resumes; torchrun -m -- gancompress collect ... shares the work."""
+    """Record a teacher's latents, labels and images, for distill --recorded. The same command resumes; torchrun ranks share the work."""
     from gancompress import console, screens
     from gancompress.collecting import prepare, record
 

@@ -268,9 +268,10 @@ def _draw(recording: Recording, pairs: range) -> tuple[Tensor, Tensor | None, Ar
     labels = torch.tensor([label for _, label in found]) if recording.classes else None
     torch.manual_seed(seed_for(recording.settings.seed, RECORDED, pairs.start, 1))  # for a network that adds noise
     images = draw(recording.gan, inputs, labels, recording.device)
+    images = images.half() if recording.settings.format == "float16" else images
     if bad := int((~torch.isfinite(images).flatten(1).all(1)).sum()):
         raise GanCompressError(f"{recording.source}: {bad} of its images {pairs.start} ... {pairs.stop - 1} are not finite")
-    kept = images.half() if recording.settings.format == "float16" else to_uint8(images)
+    kept = images if images.dtype == torch.float16 else to_uint8(images)
     return inputs, labels, kept.cpu().numpy()
 
 

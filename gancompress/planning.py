@@ -346,8 +346,8 @@ def _train(plan: Plan, reporter: Reporter) -> None:
     schedule, device = plan.recipe.schedule, plan.device
     facts = {"recipe": plan.recipe_name, "loss": plan.recipe.loss, "kimg": schedule.kimg, "seed": plan.recipe.seed}
     recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
-    if plan.teacher:
-        facts["teacher_sha256"] = recorded.teacher_sha256 if recorded else plan.identity["teacher"]["sha256"]
+    if plan.teacher and (known := recorded.teacher_sha256 if recorded else plan.identity["teacher"]["sha256"]):
+        facts["teacher_sha256"] = known
     draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
 
     def feed(stream: int) -> Feed:

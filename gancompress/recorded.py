@@ -48,12 +48,13 @@ class _Shards:
         self.fields: dict[str, Any] = self.settings.arch
         self.teacher_sha256: str | None = self.settings.teacher_sha256
         self.latents = self.settings.latents
-        absent = [k for k in range(self.settings.shards) if not shard_path(folder, k).is_file()]
-        if absent:
-            raise MissingError(f"{folder}: {len(absent)} of its {self.settings.shards} shards are missing, first {shard_path(folder, absent[0]).name}", AGAIN)
+        here = {p.name for p in folder.glob("shard-*.safetensors")}
+        absent = next((name for k in range(self.settings.shards) if (name := shard_path(folder, k).name) not in here), None)
+        if absent is not None:
+            raise MissingError(f"{folder}: {len(here)} of its {self.settings.shards} shards are there, and {absent} is not", AGAIN)
         try:
             listed = {str(entry["file"]): int(entry["bytes"]) for entry in json.loads((folder / INDEX).read_text())["shards"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise MissingError(f"{folder / INDEX}: missing or damaged ({error})", AGAIN) from None
         for k in range(self.settings.shards):
             path = shard_path(folder, k)

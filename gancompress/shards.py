@@ -86,7 +86,7 @@ def read_settings(folder: Path) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         raise MissingError(f"{folder / MANIFEST}: damaged, or of another version ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MissingError(f"{folder / MANIFEST}: damaged ({error})") from None
     return settings
 
@@ -154,6 +154,8 @@ class Shard:
         try:
             if checksum(self.inputs[j], label, data) != int(self.crc[j]):
                 raise ValueError("another checksum")
+            if label is not None and not 0 <= label < arch["classes"]:
+                raise ValueError(f"label {label} of {arch['classes']} classes")
             image = decode(data, self.settings.format, (arch["nc"], arch["resolution"], arch["resolution"]))
         except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise MissingError(f"{self.path}: its pair {j} is damaged ({error})", f"delete this file and {AGAIN}") from None

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +32,7 @@ from gancompress.loop import Trainer
 from gancompress.planning import make_plan
 from gancompress.recorded import Feed, Recorded, RecordedTeacher
 from gancompress.runs import locked
-from gancompress.shards import classes_text, decode, encode, parse_classes, shard_path
+from gancompress.shards import classes_text, decode, encode, open_shard, pack, parse_classes, read_settings, shard_path
 
 CPU = torch.device("cpu")
 
@@ -331,9 +332,9 @@ def test_a_missing_shard_index_or_manifest_is_named(recording, tmp_path):
         Recorded(str(recording))
     (recording / "index.json").write_text(index)
     shard_path(recording, 0).unlink()
-    with pytest.raises(MissingError, match=r"1 of its 3 shards are missing, first shard-000000"):
+    with pytest.raises(MissingError, match=r"2 of its 3 shards are there, and shard-000000\.safetensors is not"):
         Recorded(str(recording))
-    for damage in ("{", "[]", '{"settings": {}}', '{"settings": {"num": "x"}}'):
+    for damage in ("{", "[" * 100_000, "[]", '{"settings": {}}', '{"settings": {"num": "x"}}'):
         (recording / "manifest.json").write_text(damage)
         with pytest.raises(MissingError, match=r"manifest\.json: damaged"):
             Recorded(str(recording))
@@ -349,6 +350,24 @@ def test_a_shard_of_another_recording_is_named(recording, teacher, tmp_path):
     (recording / "index.json").write_text(json.dumps(index))
     with pytest.raises(MissingError, match=r"shard-000001\.safetensors: not shard 1 of this recording"):
         everything(recording)
+
+
+def test_a_manifest_that_claims_more_than_there_is_costs_nothing(recording):
+    manifest = json.loads((recording / "manifest.json").read_text())
+    (recording / "manifest.json").write_text(json.dumps({"settings": {**manifest["settings"], "num": 10**17, "shard": 1}}))
+    with pytest.raises(MissingError, match="3 of its 100000000000000000 shards are there"):
+        Recorded(str(recording))
+
+
+def test_a_label_of_no_class_is_named(conditional, tmp_path):
+    folder = collect(conditional, tmp_path / "r", num=4)
+    settings = read_settings(folder)
+    shard = open_shard(folder, settings, 0)
+    images = [shard.images[a:b].tobytes() for a, b in pairwise(shard.offsets)]
+    shard_path(folder, 0).write_bytes(pack(settings, 0, list(shard.inputs), [0, 1, 3, 2], images))
+    assert Recorded(str(folder))[torch.tensor([3])][1].tolist() == [2]
+    with pytest.raises(MissingError, match="label 3 of 3 classes"):
+        everything(folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------- others' folders
