@@ -211,32 +211,32 @@ def test_ranks_that_make_no_sense_are_refused(rank, world, teacher, tmp_path, mo
 
 def _collect_slowly(teacher, out):
     drawn = collecting.draw
-    collecting.draw = lambda *args: time.sleep(0.02) or drawn(*args)
+    collecting.draw = lambda *args: time.sleep(0.04) or drawn(*args)
     try:
         collect(teacher, out, num=90, batch_size=8)
     except StoppedError as error:
         sys.exit(error.exit_code)
 
 
-def _run_and(action, seconds, teacher, out):
+def started(teacher, out):
+    """A process that records there, at least half a second long."""
     process = multiprocessing.get_context("fork").Process(target=_collect_slowly, args=(teacher, out))
     process.start()
-    process.join(seconds)
-    action(process)
-    process.join()
-    return process.exitcode
+    return process
 
 
 def test_killed_at_random_points_it_loses_and_repeats_no_pair(teacher, tmp_path):
     alone = contents(collect(teacher, tmp_path / "alone", num=90, batch_size=8))
     moments, killed, out = random.Random(0), 0, tmp_path / "r"
-    for _ in range(30):
-        if _run_and(lambda p: p.kill(), moments.uniform(0.05, 0.25), teacher, out) == 0:
-            break
-        killed += 1
+    while killed < 30 and not (out / "index.json").is_file():
         with pytest.raises(MissingError):
             Recorded(str(out))
-    assert killed >= 2
+        process = started(teacher, out)
+        process.join(moments.uniform(0.05, 0.25))
+        process.kill()
+        process.join()
+        killed += 1
+    assert killed > 2
     collect(teacher, out, num=90, batch_size=8)
     assert {k: v for k, v in contents(out).items() if not k.endswith(".tmp")} == alone
     assert len({tuple(z.tolist()) for z in everything(out)[0]}) == 90
@@ -244,9 +244,14 @@ def test_killed_at_random_points_it_loses_and_repeats_no_pair(teacher, tmp_path)
 
 def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(teacher, tmp_path):
     out = tmp_path / "r"
-    assert _run_and(lambda p: p.terminate(), 0.25, teacher, out) == 75
+    process = started(teacher, out)
+    while not shard_path(out, 0).is_file():
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.terminate()
+    process.join()
+    assert process.exitcode == 75
     names = set(contents(out))
-    assert 1 <= len(names) <= 5
     assert all(name.endswith(".safetensors") for name in names), names
     kept = {name: (out / name).stat().st_mtime_ns for name in names}
     collect(teacher, out, num=90, batch_size=8)
@@ -323,6 +328,18 @@ def test_a_flipped_bit_is_named_when_its_pair_is_read(place, recording):
     assert len(recorded[torch.arange(32)][0]) == 32
     with pytest.raises(MissingError, match=r"shard-000002\.safetensors"):
         recorded[torch.arange(32, 40)]
+
+
+@pytest.mark.parametrize("part", ["inputs", "labels", "images", "crc"])
+def test_whatever_part_of_a_pair_is_damaged_it_is_noticed(part, conditional, tmp_path):
+    folder = collect(conditional, tmp_path / "r", num=16, image_format="float16")
+    data = bytearray(shard_path(folder, 0).read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    data[8 + header + json.loads(data[8 : 8 + header])[part]["data_offsets"][1] - 8] ^= 1  # of the last pair
+    shard_path(folder, 0).write_bytes(data)
+    assert len(Recorded(str(folder))[torch.arange(15)][0]) == 15
+    with pytest.raises(MissingError, match="its pair 15 is damaged"):
+        everything(folder)
 
 
 def test_a_missing_shard_index_or_manifest_is_named(recording, tmp_path):
