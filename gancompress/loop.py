@@ -120,7 +120,8 @@ class Trainer:
             self.d_opt, self.d_lr = _adam(critics, optim.d_lr, optim.d_betas, optim.eps, loss.d_every)
         self.step = 0
         self.attempt = 0
-        self.sums: dict[str, Tensor] = {}  # of each term since the last log line
+        self.sums: dict[str, Tensor] = {}  # of each term since the last log line, and the weights that its values had
+        self.counts: dict[str, float] = {}
         self.first_bad = torch.tensor(-1, device=next(self.student.parameters()).device)
 
     def state(self) -> dict[str, Any]:
@@ -135,6 +136,7 @@ class Trainer:
             "g_opt": self.g_opt.state_dict(),
             "d_opt": self.d_opt.state_dict() if self.d_opt else None,
             "sums": self.sums,
+            "counts": self.counts,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -146,6 +148,7 @@ class Trainer:
         if self.d_opt:
             self.d_opt.load_state_dict(state["d_opt"])
         self.sums = {k: v.to(self.first_bad.device) for k, v in state["sums"].items()}
+        self.counts = dict(state["counts"])
         self.first_bad.fill_(-1)
 
     def bad_step(self, check_weights: bool) -> int | None:
@@ -192,6 +195,7 @@ class Trainer:
                 loss.after_discriminator_step()
             if loss.d_every and self.step % loss.d_every == 0:
                 self._update(self.d_opt, lambda part: loss.discriminator_regulariser(batches(self.step, last, part)), self.d_lr * share, loss.d_every)
+                loss.after_discriminator_step()
             loss.critics.requires_grad_(False)
         self._update(self.g_opt, student_terms, self.g_lr * share)
         if loss.g_every and self.step % loss.g_every == 0:
@@ -223,10 +227,12 @@ class Trainer:
     def _record(self, terms: dict[str, Tensor], weight: float) -> None:
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double() * weight
+            self.counts[name] = self.counts.get(name, 0.0) + weight
 
-    def take_means(self, steps: int) -> dict[str, float]:
-        means = {name: float(value) / steps for name, value in self.sums.items()}
-        self.sums = {}
+    def take_means(self) -> dict[str, float]:
+        """The mean of each term over the steps since the last log line that had it."""
+        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return means
 
 
@@ -316,9 +322,8 @@ def train(
                 clock, clock_step = time.monotonic(), trainer.step
                 continue
             if logs or step == steps:
-                since = step % log_every or log_every
                 rate = (step - clock_step) * n / max(time.monotonic() - clock, 1e-9)
-                means = trainer.take_means(since)
+                means = trainer.take_means()
                 log.write(step=step, kimg=step * n / 1000, **means, images_per_s=round(rate, 1))
                 reporter.progress(step, means, rate)
             if step % picture_every == 0 or step == steps:
