@@ -88,21 +88,21 @@ def _adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, float],
 
 
 def standing_statistics(generator: nn.Module, sampler: GAN, batches: int, batch_size: int, seed: int, device: torch.device) -> None:
-    """BatchNorm statistics of a generator as the plain mean over so many batches (Brock et al. 2019, arXiv:1809.11096, §3)."""
+    """BatchNorm statistics of a generator as the plain mean over so many batches (Brock et al. 2019, arXiv:1809.11096, §3).
 
-    class Drawn(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.generator = generator
-
-        def forward(self, index: int) -> Tensor:
-            z, c = sampler.sample(batch_size, rng(seed, STANDING, index))
-            images: Tensor = self.generator(z.to(device), None if c is None else c.to(device))
-            return images
-
-    mode = generator.training
-    torch.optim.swa_utils.update_bn(range(batches), Drawn())
-    generator.train(mode)
+    Nothing else moves: spectral norms stay as they are.
+    """
+    norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a plain mean
+        norm.train()
+    for index in range(batches if norms else 0):
+        draw(GAN(sampler.family, sampler.arch, generator), *sampler.sample(batch_size, rng(seed, STANDING, index)), device)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 class Trainer:
