@@ -7,10 +7,10 @@ The paper's ablations are settings: ``own`` 0 drops D in stage II and ``update_t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from gancompress.augment import augment
@@ -24,10 +24,20 @@ class DglWeights(StyledWeights):
     """``guide``: lambda; ``own``: weight of D's game in stage II; ``teacher_fakes``: of the teacher's images among D's fakes there."""
 
     guide: float = Field(0.1, ge=0)
-    guide_from_kimg: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    guide_from_kimg: float | Literal["auto"] = 0.0
     own: float = Field(1.0, ge=0)
     update_teacher: bool = False
     teacher_fakes: float = Field(0.0, ge=0)
+
+    @field_validator("guide_from_kimg", mode="before")
+    @classmethod
+    def _length_or_auto(cls, value: Any) -> Any:
+        try:
+            if value == "auto" or float(value) >= 0:
+                return value
+        except (TypeError, ValueError):
+            pass
+        raise ValueError("expected kimg from 0 on, or auto")
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> DglWeights:
