@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, small_gan
+from conftest import REPO, SMALL, small_gan
 from safetensors.torch import load_file
 from test_loop import Cut, Notes, assert_same_run, cut_at
 from test_losses import FAKE, REAL, LinearCritic, Scale, batch_of, gan_of, images, softplus, trainer_of
@@ -18,11 +21,12 @@ from torch import nn
 from gancompress import report
 from gancompress.augment import augment
 from gancompress.checkpoint import save_networks
-from gancompress.config import load_recipe
+from gancompress.config import load_recipe, parse_override
 from gancompress.console import Silent
 from gancompress.errors import MissingError, UsageError
 from gancompress.gan import state_hash
 from gancompress.loading import load_gan
+from gancompress.losses import LOSSES
 from gancompress.losses.dgl import AutoGuide, Dgl, DglWeights
 from gancompress.losses.gan import AdversarialWeights, Adversary, Fit, PathLength, r1_penalty
 from gancompress.losses.styled import mixed
@@ -540,8 +544,6 @@ def test_a_student_starts_from_a_finished_run_with_its_discriminator(scratch_run
 
 
 def test_where_a_start_lies_does_not_count_and_what_it_is_does(scratch_run, teacher_of, tmp_path):
-    import shutil
-
     shutil.copytree(scratch_run, tmp_path / "moved")
     here, there = (plan_of(teacher_of("dcgan"), tmp_path / "run", ("student.init", str(p))) for p in (scratch_run, tmp_path / "moved"))
     assert here.identity == there.identity
@@ -737,6 +739,46 @@ def test_every_critic_sees_augmented_images_in_every_term(monkeypatch):
         seen = [*loss.critics["student"].seen, *loss.teacher.discriminator.seen]
         assert len(seen) == 7  # S for both; then real, fake, between, real of R1, the teacher's
         assert all(bool((x > 50).all()) == augmented for x in seen)
+
+
+def variants():
+    """(recipe, its overrides) of each command of the table of variants."""
+    found = []
+    for command in re.findall(r"`(--recipe [^`]+)`", (REPO / "docs" / "recipes" / "dgl.md").read_text()):
+        words, flags = command.split(), {"--ch-mul": "student.ch_mul", "--kimg": "schedule.kimg"}
+        given = [(flags[a], b) for a, b in itertools.pairwise(words) if a in flags]
+        found.append((words[1], [*given, *(parse_override(w) for w in words if "=" in w)]))
+    return found
+
+
+def test_every_command_of_the_table_of_variants_is_a_recipe_that_can_run():
+    assert len(variants()) == 29
+    for name, overrides in variants():
+        recipe = load_recipe(name, overrides)
+        weights = LOSSES[recipe.loss].Weights.model_validate(recipe.weights)
+        if recipe.loss == "dgl" and weights.guide:
+            assert weights.guide_from_kimg < recipe.schedule.kimg
+
+
+#: what the variants differ in, each kind once
+KINDS = {
+    (name, *((k, str(v)) for k, v in overrides if k.startswith("weights.") and not k.endswith(("from_kimg", "resolutions")))) for name, overrides in variants()
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS), ids=lambda kind: "-".join([kind[0], *(f"{k.removeprefix('weights.')}={v}" for k, v in kind[1:])]))
+@pytest.mark.parametrize("begins", [0, 0.004])
+def test_every_kind_of_variant_trains(kind, begins, teacher_of, tmp_path):
+    name, *weights = kind
+    if name == "imitate" and begins:
+        return
+    more = [("weights.resolutions", [4, 8])] if name == "imitate" else [("weights.guide_from_kimg", begins)]
+    recipe = [pair for pair in BASE if pair[0] != "weights.guide_from_kimg"]
+    teacher, data = teacher_of("biggan" if name == "dgl-biggan" else "stylegan2")
+    plan = make_plan(teacher, name, data=data, out=tmp_path / "run", device="cpu", steps=2, overrides=[*recipe, *more, *weights])
+    before = plan.student.sha256()
+    run_plan(plan, Silent())
+    assert plan.student.sha256() != before
 
 
 def test_the_recipes_have_the_papers_numbers():
