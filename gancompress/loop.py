@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gancompress.checkpoint import atomic_write, load_state, save_state, write_failure
 from gancompress.config import Recipe, Schedule
-from gancompress.data import PICTURES, STANDING, STEP, Batches, draw, rng, seed_for
+from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
 from gancompress.errors import DivergedError, StoppedError
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss
@@ -274,9 +274,7 @@ def _every(kimg: float, batch_size: int) -> int:
     return max(1, round(kimg * 1000 / batch_size))
 
 
-def train(
-    student: GAN, teacher: GAN | None, loss: DistillationLoss, recipe: Recipe, batches: Batches, run_dir: Path, reporter: Reporter, device: torch.device
-) -> GAN:
+def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches, run_dir: Path, reporter: Reporter, device: torch.device) -> GAN:
     """Train ``student`` to the end of the schedule and return it with its averaged weights.
 
     ``run_dir`` gets log.jsonl, samples/*.png and state.pt. A state already there is gone on from; on a CPU the result is then
@@ -297,9 +295,8 @@ def train(
     log = Log(run_dir / "log.jsonl", trainer.step)
     n, steps = recipe.schedule.batch_size, recipe.schedule.steps
     log_every, picture_every, save_every = (_every(k, n) for k in (recipe.output.log_kimg, recipe.output.pictures_kimg, recipe.output.save_kimg))
-    shown = batches.sampler.sample(16, rng(recipe.seed, PICTURES))
+    latents, labels, paired = batches.pictures(16, "teacher_images" in loss.needs)
     averaged = GAN(student.family, student.arch, trainer.ema.net)
-    paired = draw(teacher, *shown, device) if teacher and "teacher_images" in loss.needs else None
     clock, clock_step, first_step, told_memory = time.monotonic(), trainer.step, trainer.step, False
 
     with StopRequest().installed() as stop:
@@ -327,7 +324,7 @@ def train(
                 log.write(step=step, kimg=step * n / 1000, **means, images_per_s=round(rate, 1))
                 reporter.progress(step, means, rate)
             if step % picture_every == 0 or step == steps:
-                images = draw(averaged, *shown, device)
+                images = draw(averaged, latents, labels, device)
                 save_comparison(run_dir / "samples" / f"step-{step:07d}.png", paired, images)
                 if paired is not None:
                     log.write(step=step, kimg=step * n / 1000, paired_mse=float((images - paired).square().mean()))

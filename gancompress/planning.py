@@ -16,7 +16,7 @@ from torch import nn
 from gancompress.checkpoint import load_state, save_networks
 from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
-from gancompress.data import INIT, Batches, Images, rng, seed_for
+from gancompress.data import FALLBACK, INIT, LATENTS, Batches, Images, rng, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
 from gancompress.families import family_of
 from gancompress.gan import GAN, Family
@@ -26,6 +26,7 @@ from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
 from gancompress.losses.gan import AdversarialWeights, Fit
+from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
 from gancompress.students import exact_widths, initialise, starting_point, student_arch, target_width
 
@@ -57,7 +58,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.student_cost = gan_cost(self.student)
-        self.teacher_cost = gan_cost(self.teacher) if self.teacher else None
+        self.teacher_cost = gan_cost(self.teacher) if self.teacher and not isinstance(self.teacher.generator, Unknown) else None
 
     @property
     def finished(self) -> bool:
@@ -130,6 +131,7 @@ def make_plan(
     target_size: str | None = None,
     steps: int | None = None,
     fit_discriminator: float | None = None,
+    recorded: str | Path | None = None,
 ) -> Plan:
     """Check everything and build teacher, student and loss; nothing is written.
 
@@ -143,18 +145,20 @@ def make_plan(
     targets = (target_params, target_macs, target_size)
     numbers = _numbers(recipe, overrides, steps, any(targets))
     loss_type = LOSSES[numbers.loss]
-    if teacher is None and loss_type.needs & OF_TEACHER:
+    if teacher is None and recorded is None and loss_type.needs & OF_TEACHER:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
     if teacher is None and fit_discriminator is not None:
         raise UsageError(f"--fit-discriminator {fit_discriminator:g}: there is no teacher to train one for", "leave it out")
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
+    if recorded is not None:
+        source = _recorded_teacher(str(recorded), teacher, discriminator, reader_options)
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
     teacher_hash = source.sha256() if source else None  # before it is given a discriminator that is yet to be trained
     fits = source is not None and _add_discriminator(source, recipe, loss_type, fit_discriminator, data)
     nc = _grey_or_rgb(data) if data and source is None else None
     family, full, arch = student_arch(numbers, source, nc)
-    notes: list[str] = []
+    notes = [source.told] if isinstance(source, RecordedTeacher) else []
     if chosen := target_width(source, family, full, *targets):
         overrides.append(("student.ch_mul", chosen[0]))
         notes.append(chosen[1])
@@ -200,8 +204,23 @@ def make_plan(
     refuse_foreign(run_dir, identity)
     pinned = source.source if source and source.source.startswith(SCHEME) else None  # a branch on the Hub may move
     sources = {"teacher": pinned or _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
+    if recorded is not None:
+        sources["recorded"] = _absolute(str(recorded))
     fit_kimg = (fit_discriminator or 0.0) if fits else 0.0
     return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, fit_kimg, start, notes + more)
+
+
+def _recorded_teacher(folder: str, teacher: str | None, discriminator: str | None, reader_options: dict[str, Any] | None) -> RecordedTeacher:
+    """The recording that stands in for a teacher.
+
+    Raises:
+        MissingError: as ``Recorded``. UsageError: something is asked for that only the network itself could give.
+    """
+    if teacher is not None:
+        raise UsageError(f"two teachers: {teacher} and --recorded {folder}")
+    if discriminator is not None or reader_options:
+        raise UsageError("--recorded: a recording is no checkpoint; --discriminator and reader options are for one")
+    return RecordedTeacher(Recorded(folder))
 
 
 def _build(
@@ -214,7 +233,8 @@ def _build(
         _check_pair(teacher, student, loss_type)
     start = starting_point(numbers, student)
     notes = initialise(numbers, teacher, student, start)
-    if teacher and "teacher_images" in loss_type.needs and not torch.equal(teacher.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
+    live = None if isinstance(teacher, RecordedTeacher) else teacher
+    if live and "teacher_images" in loss_type.needs and not torch.equal(live.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
         notes.append("the teacher's latents are truncated or scaled, and the student is trained on them; a student of this family draws its own from N(0, I)")
     loss, more = _make_loss(numbers, loss_type, teacher, student, start)
     return student, loss, start, notes + more + loss.notes
@@ -246,6 +266,8 @@ def _add_discriminator(source: GAN, recipe: str, loss: type[DistillationLoss], k
     if source.discriminator is not None or not wanted or (kimg is None and "teacher_discriminator" in loss.uses):
         return False
     others = [name for name in recipe_names() if "teacher_discriminator" not in LOSSES[load_recipe(name).loss].needs]
+    if isinstance(source, RecordedTeacher):
+        raise MissingError(f"recipe {recipe!r} needs the teacher's discriminator, and a recording has none", f"recipes without: {', '.join(others)}")
     if kimg is None:
         raise MissingError(
             f"recipe {recipe!r} needs the teacher's discriminator, and {source.source} has none",
@@ -349,9 +371,15 @@ def run_plan(plan: Plan, reporter: Reporter) -> Path:
 def _train(plan: Plan, reporter: Reporter) -> None:
     schedule, device = plan.recipe.schedule, plan.device
     facts = {"recipe": plan.recipe_name, "loss": plan.recipe.loss, "kimg": schedule.kimg, "seed": plan.recipe.seed}
-    if plan.teacher:
-        facts["teacher_sha256"] = plan.identity["teacher"]["sha256"]
+    recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
+    if plan.teacher and (known := recorded.teacher_sha256 if recorded else plan.identity["teacher"]["sha256"]):
+        facts["teacher_sha256"] = known
     draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
+
+    def feed(stream: int) -> Feed:
+        assert recorded is not None
+        return Feed(recorded, plan.recipe.seed, stream, device, schedule.accumulate)
+
     try:
         for part in (plan.teacher, plan.student, plan.loss):
             if part is not None:
@@ -360,8 +388,9 @@ def _train(plan: Plan, reporter: Reporter) -> None:
         batches = Batches(
             draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
             pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
+            pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
         )  # fmt: skip
-        done = train(plan.student, plan.teacher, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
+        done = train(plan.student, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
     except DivergedError:
         trainer = Trainer(plan.student, plan.loss, plan.recipe)
         trainer.load_state(load_state(plan.run_dir / "state.pt"))
@@ -396,7 +425,7 @@ def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
         )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         reporter.note(f"training a discriminator for the teacher: {plan.fit_kimg:g} kimg")
-        train(GAN(teacher.family, teacher.arch, teacher.generator), teacher, loss, recipe, batches, folder, reporter, plan.device)
+        train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device)
         critic: Any = loss.critics["student"]
         save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"})
     teacher.discriminator = build(find(str(path)), "discriminator").to(plan.device)
