@@ -147,7 +147,7 @@ def make_plan(
     loss_type = LOSSES[numbers.loss]
     if teacher is None and recorded is None and loss_type.needs & OF_TEACHER:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
-    if teacher is None and fit_discriminator is not None:
+    if teacher is None and recorded is None and fit_discriminator is not None:
         raise UsageError(f"--fit-discriminator {fit_discriminator:g}: there is no teacher to train one for", "leave it out")
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
     if recorded is not None:
