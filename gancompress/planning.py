@@ -87,13 +87,30 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+#: what teacher and student must have in common for a need, and why
+COMMON = {
+    "teacher_images": (("nz", "classes", "resolution", "nc"), "teacher and student see the same latents and make comparable images"),
+    "teacher_discriminator": (("classes", "resolution", "nc"), "the teacher's discriminator is to judge the student's images"),
+}
+
+
 def _check_pair(teacher: GAN, student: GAN, loss: type[DistillationLoss]) -> None:
-    if "teacher_images" not in loss.needs:
-        return
-    for key in ("nz", "classes", "resolution", "nc"):
-        a, b = getattr(teacher.arch, key), getattr(student.arch, key)
-        if a != b:
-            raise UsageError(f"teacher and student see the same latents and make comparable images, but {key} is {a} and {b}")
+    for keys, why in (COMMON[need] for need in sorted(loss.needs & COMMON.keys(), reverse=True)):
+        for key in keys:
+            a, b = getattr(teacher.arch, key), getattr(student.arch, key)
+            if a != b:
+                raise UsageError(f"{why}, but {key} is {a} in the teacher and {b} in the student")
+
+
+def _deviation_notes(gans: Iterable[GAN], part: int) -> list[str]:
+    """A sentence where what the networks see at once is no multiple of a discriminator's group for its minibatch deviation."""
+    archs = [vars(gan.arch) for gan in gans]
+    groups = {a["d_std_group"] for a in archs if a.get("d_std")} | {a["d_group"] for a in archs if a.get("d_stddev", "none") != "none"}
+    return [
+        f"{part} images at once are no multiple of the minibatch deviation's group of {group}: it is taken over other groups"
+        for group in sorted(groups - {0})
+        if part % group
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------- the plan
@@ -130,11 +147,14 @@ def make_plan(
     loss_type = LOSSES[numbers.loss]
     if teacher is None and recorded is None and loss_type.needs & OF_TEACHER:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
+    if teacher is None and recorded is None and fit_discriminator is not None:
+        raise UsageError(f"--fit-discriminator {fit_discriminator:g}: there is no teacher to train one for", "leave it out")
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
     if recorded is not None:
         source = _recorded_teacher(str(recorded), teacher, discriminator, reader_options)
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
+    teacher_hash = source.sha256() if source else None  # before it is given a discriminator that is yet to be trained
     fits = source is not None and _add_discriminator(source, recipe, loss_type, fit_discriminator, data)
     nc = _grey_or_rgb(data) if data and source is None else None
     family, full, arch = student_arch(numbers, source, nc)
@@ -158,8 +178,10 @@ def make_plan(
     if "real" in loss_type.uses and images is None:
         notes.append("the teacher's own samples stand in for real images")
     student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
-    part = numbers.schedule.batch_size // numbers.schedule.accumulate
-    more += loss.check(numbers.schedule.kimg, part)
+    schedule = numbers.schedule
+    more += loss.check((schedule.steps - 1) * schedule.batch_size / 1000, schedule.batch_size)
+    if loss.critics:
+        more += _deviation_notes([student, *([source] if source else [])], schedule.batch_size // schedule.accumulate)
     if images and len(images) < numbers.schedule.batch_size:
         more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
     if fits:
@@ -168,7 +190,7 @@ def make_plan(
         _check_critic(loss, arch, str(data))
     identity: dict[str, Any] = {
         "recipe": numbers.model_dump(mode="json"),
-        "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
+        "teacher": {"options": reader_options or {}, "sha256": teacher_hash} if source else None,
         "data": {"sha256": used.fingerprint} if (used := images or inputs) else None,
         "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
     }
@@ -237,7 +259,11 @@ def _add_discriminator(source: GAN, recipe: str, loss: type[DistillationLoss], k
     Raises:
         MissingError: the recipe needs one, and there is none. UsageError: none can be made.
     """
-    if source.discriminator is not None or not (loss.needs | loss.uses) & {"teacher_discriminator"} or (kimg is None and "teacher_discriminator" in loss.uses):
+    wanted = "teacher_discriminator" in loss.needs | loss.uses
+    if kimg is not None and (source.discriminator is not None or not wanted):
+        why = f"{source.source} has a discriminator already" if wanted else f"recipe {recipe!r} takes no discriminator of the teacher"
+        raise UsageError(f"--fit-discriminator {kimg:g}: {why}", "leave it out")
+    if source.discriminator is not None or not wanted or (kimg is None and "teacher_discriminator" in loss.uses):
         return False
     others = [name for name in recipe_names() if "teacher_discriminator" not in LOSSES[load_recipe(name).loss].needs]
     if isinstance(source, RecordedTeacher):
