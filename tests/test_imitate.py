@@ -229,3 +229,10 @@ def test_a_discriminator_without_maps_cannot_be_imitated_by_height(teacher_of, t
     save_networks(tmp_path / "mlp.safetensors", gan.family, gan.arch, gan.networks, {})
     with pytest.raises(UsageError, match="discriminators have no activations of 4x4"):
         imitating((str(tmp_path / "mlp.safetensors"), teacher_of("dcgan")[1]), tmp_path / "run", *OFF, ("weights.d_inter", 1), ("weights.resolutions", [4]))
+
+
+def test_a_recorded_teacher_has_no_activations_to_imitate():
+    teacher, student = small_gan("stylegan2", SMALL["stylegan2"][0]), small_gan("stylegan2", SMALL["stylegan2"][0], seed=1)
+    teacher.generator.to("meta")  # as a recording has it: shapes without weights
+    with pytest.raises(UsageError, match="recording has no activations"):
+        Imitate(teacher, student, ImitateWeights(g_inter=1, resolutions=(8,)))

@@ -64,6 +64,8 @@ class Imitate(StyledLoss):
         for who, gan in (("teacher", teacher), ("student", student)):
             if not hasattr(gan.generator, "features"):
                 raise UsageError(f"weights.g_inter: a generator of family {gan.family.name} ({who}) shows no activations", "weights.g_inter=0")
+        if any(p.is_meta for p in teacher.generator.parameters()):
+            raise UsageError("weights.g_inter: a recording has no activations of the teacher", "the teacher's checkpoint in its place; or --recipe mse")
         if self.mixing:
             self.mixing = 0.0
             self.notes.append("style mixing is off: teacher and student are compared on the same latents")
