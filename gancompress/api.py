@@ -180,7 +180,10 @@ def teacher_of(source: str) -> tuple[str | None, dict[str, Any], str]:
     record = record_of(path if path.is_dir() else path.parent)
     if record is None or not record["identity"].get("teacher"):
         return None, {}, ""
-    teacher = str((record.get("sources") or {}).get("teacher"))
+    sources = record.get("sources") or {}
+    if sources.get("recorded"):
+        return None, {}, f"the run's teacher was seen through {sources['recorded']} alone\nhint: --against TEACHER, where you have it"
+    teacher = str(sources.get("teacher"))
     # a run folder may be somebody else's: code that it names is not run, and nothing is downloaded for it
     if teacher.startswith("sample:") or Path(teacher).exists() or in_cache(teacher):
         return teacher, record["identity"]["teacher"].get("options") or {}, ""

@@ -122,6 +122,7 @@ def distill(
     reader: ReaderOption = None,
     family: FamilyOption = None,
     key: Key = None,
+    recorded: Annotated[Optional[Path], typer.Option("--recorded", help="In place of a teacher: what `collect` wrote, or images with noises.npy.")] = None,  # noqa: UP045
     d_ch_mul: Annotated[Optional[float], typer.Option("--d-ch-mul", help="Width of the student's own discriminator; default: --ch-mul.")] = None,  # noqa: UP045
     fit_discriminator: Annotated[
         float | None, typer.Option("--fit-discriminator", metavar="KIMG", min=0.001, help="First train a discriminator for a teacher that has none.")
@@ -157,7 +158,7 @@ def distill(
         teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
         reader_options=_reader_options(classes, reader, family, key),
         target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
-        fit_discriminator=fit_discriminator, target=target, direction=direction,
+        fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction,
     )  # fmt: skip
     screens.show_plan(plan)
     if dry_run:
@@ -173,6 +174,37 @@ def distill(
                 error.hint = "the same command goes on" + ("" if out else f" (or --out {plan.run_dir})")
             raise
     typer.echo(f"student: {path}   next: gancompress eval {plan.run_dir}")
+
+
+@app.command()
+def collect(
+    teacher: Annotated[str, typer.Argument(help="The teacher: a path, owner/name of the Hub, sample:NAME, module:file.py:factory.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the recording; one of the same settings goes on.")],
+    num: Annotated[Optional[int], typer.Option("--num", help="Pairs to record.")] = None,  # noqa: UP045
+    per_class: Annotated[Optional[int], typer.Option("--per-class", help="Pairs of each class exactly, in place of --num with uniform labels.")] = None,  # noqa: UP045
+    truncation: Annotated[Optional[float], typer.Option(help="The family's own; of one without, z = T * (a normal within [-2, 2]) as TinyGAN.")] = None,  # noqa: UP045
+    classes: Annotated[Optional[str], typer.Option("--classes", help="Of a conditional teacher, those to record: 3,7-9. Default: all.")] = None,  # noqa: UP045
+    image_format: Annotated[str, typer.Option("--format", help="png or webp-lossless (8 bits), or float16.")] = "png",
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    reader: ReaderOption = None,
+) -> None:
+    """Record a teacher's latents, labels and images, for distill --recorded. The same command resumes; torchrun ranks share the work."""
+    from gancompress import console, screens
+    from gancompress.collecting import prepare, record
+
+    _device(device)
+    recording = prepare(
+        teacher, out, num=num, per_class=per_class, truncation=truncation, classes=classes, image_format=image_format, batch_size=batch_size, seed=seed,
+        device=device, reader_options=_reader_options(None, reader),
+    )  # fmt: skip
+    first = recording.rank == 0  # the others work in silence
+    if first:
+        screens.show_recording(recording)
+    with console.reporter(recording.left, 1, "pair") if first else console.Silent() as reporter:
+        path = record(recording, reporter)
+    typer.echo(f"recorded: {path}")
 
 
 @app.command("eval")

@@ -213,6 +213,9 @@ def _explain(error: ValidationError, prefix: str, model: type[BaseModel]) -> lis
             found.append(f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"))
         elif item["type"] == "missing":
             found.append(f"{where}: missing")
+        elif item["type"] == "value_error":  # our own words; of keys that do not go together where there are several
+            value = "" if isinstance(item["input"], dict) else f"={item['input']!r}"
+            found.append(f"{where.rstrip('.')}{value}: {item['ctx']['error']}")
         else:
             found.append(f"{where}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
     return found

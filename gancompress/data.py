@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from gancompress.gan import GAN, Batch, Translation
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CACHE_BYTES = 4 << 30
 #: random streams: what is drawn with the same seed and step must not be the same numbers
-LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT, MIRROR, STANDING = range(10)
+LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT, MIRROR, STANDING, RECORDED = range(11)
 
 
 def seed_for(*parts: int) -> int:
@@ -288,6 +288,12 @@ class TeacherPool:
         return torch.stack([z[r] for (z, _), r in rows]), torch.stack(labels) if labels else None, images
 
 
+class Pairs(Protocol):
+    """A teacher's images beside what they were drawn from, as an endless sequence: latents (N, nz), labels (N,) or None, images in [-1, 1]."""
+
+    def take(self, start: int, count: int, attempt: int = 0) -> tuple[Tensor, Tensor | None, Tensor]: ...
+
+
 @torch.no_grad()
 def draw(gan: GAN, inputs: Tensor, condition: Tensor | None, device: torch.device) -> Tensor:
     """Images of a frozen GAN, on the device."""
@@ -297,27 +303,29 @@ def draw(gan: GAN, inputs: Tensor, condition: Tensor | None, device: torch.devic
 class Batches:
     """``batches(step, substep, part) -> Batch``: part ``part`` of ``accumulate`` equal ones of that batch.
 
-    ``attempt`` changes every stream: a retry after a divergence sees other data.
+    ``attempt`` changes every stream: a retry after a divergence sees other data. A recorded teacher gives ``pairs`` (latents and the
+    teacher's images of them) and ``others`` (its images in an order of their own) in place of what is drawn.
     """
 
     def __init__(
-        self,
-        sampler: GAN,
-        teacher: GAN | None,
-        images: Images | Translation | None,
-        schedule: Schedule,
-        *,
-        mirror: bool,
-        seed: int,
-        pool: int,
-        device: torch.device,
-    ) -> None:
+        self, sampler: GAN, teacher: GAN | None, images: Images | Translation | None, schedule: Schedule, *, mirror: bool, seed: int, pool: int,
+        device: torch.device, pairs: Pairs | None = None, others: Pairs | None = None,
+    ) -> None:  # fmt: skip
         self.sampler, self.teacher, self.schedule = sampler, teacher, schedule
         self.images = images if isinstance(images, Images) else None
         self.translation = None if isinstance(images, Images) else images
         self.mirror, self.seed, self.device = mirror, seed, device
         self.attempt = 0
-        self._pool = TeacherPool(teacher, pool, schedule.batch_size // schedule.accumulate, seed, device) if pool and teacher else None
+        self._pairs, self._others = pairs, others
+        if pool and teacher and not pairs:
+            self._pairs = TeacherPool(teacher, pool, schedule.batch_size // schedule.accumulate, seed, device)
+
+    def pictures(self, n: int, of_teacher: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Latents, labels and, where it is asked for and there is one, the teacher's images of them: those of a run's pictures."""
+        if self._pairs is not None and self._others is not None:  # a recorded teacher draws no others
+            return self._pairs.take(0, n)
+        z, c = self.sampler.sample(n, rng(self.seed, PICTURES))
+        return z, c, draw(self.teacher, z, c, self.device) if self.teacher and of_teacher else None
 
     def __call__(self, step: int, substep: int, part: int = 0) -> Batch:
         index, size = step * self.schedule.d_steps + substep, self.schedule.batch_size
@@ -334,8 +342,8 @@ class Batches:
         if self.translation is not None:
             inputs, targets = (x.to(self.device) for x in self.translation.take(start, n, self.seed, self.attempt))
             condition = inputs if self.translation.beside else None
-        elif self._pool is not None:
-            z, c, pooled = self._pool.take(start, n, self.attempt)
+        elif self._pairs is not None:
+            z, c, pooled = self._pairs.take(start, n, self.attempt)
             inputs, condition = z.to(self.device), c.to(self.device) if c is not None else None
         else:
             inputs, condition = drawn(self.sampler, LATENTS)
@@ -359,6 +367,9 @@ class Batches:
             return draw(self.teacher, inputs, condition, self.device)
 
         def unpaired() -> tuple[Tensor, Tensor | None]:
+            if self._others is not None:
+                _, c, images = self._others.take(start, n, self.attempt)
+                return images.to(self.device), c.to(self.device) if c is not None else None
             if self.teacher is None:
                 raise GanCompressError("images are needed, and there are neither real ones nor a teacher")
             z, c = drawn(self.teacher, FALLBACK)

@@ -74,7 +74,7 @@ class Family:
     build_arch: Callable[[Any, Mapping[str, Any]], Any]
     #: (arch, part) -> for each tensor of that network, the channel group of each axis (None: never sliced)
     axes: Callable[[Any, Part], Axes]
-    #: arch -> arch whose discriminator is a function of one image alone (no batch statistics), for gradient penalties
+    #: arch -> arch whose discriminator has no BatchNorm, for gradient penalties; a minibatch deviation stays, for PGGAN and StyleGAN2 take theirs through it
     batch_free: Callable[[Any], Any]
     #: options of ``read``: what no file tells, such as classes
     options: frozenset[str] = frozenset()

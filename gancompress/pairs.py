@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import zipfile
 from collections.abc import Callable
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gancompress.config import Data
+from gancompress.config import Data, Recipe
 from gancompress.data import LATENTS, MIRROR, REAL, Images, positions, rng, to_float
 from gancompress.errors import MissingError, UsageError
+from gancompress.families import FAMILIES
 from gancompress.gan import GAN
+from gancompress.losses.base import DistillationLoss
 
 Direction = Literal["AtoB", "BtoA"]
 #: how an .npz calls its two sides
@@ -182,3 +185,61 @@ def _check_pairs(first: Images, second: Images) -> None:
         a, b = first.size(i), second.size(i)
         if a and b and a != b:
             raise UsageError(f"the pair {name} is {a[0]} x {a[1]} in {first.source} and {b[0]} x {b[1]} in {second.source}", "both sides of one size")
+
+
+# --------------------------------------------------------------------------------------------------------------- what a plan asks
+
+
+def takes_pairs(
+    loss: type[DistillationLoss], numbers: Recipe, source: GAN | None, data: str | None, target: str | None, direction: str | None
+) -> bool:  # fmt: skip
+    """Whether the data are inputs and targets of a translator.
+
+    Raises:
+        UsageError: something is asked for that only they have.
+    """
+    family = FAMILIES.get(numbers.student.family or "")
+    translates = not source.arch.nz if source else family is not None and "nc_in" in {f.name for f in dataclasses.fields(family.Arch)}
+    takes = data is not None and translates and ("real" in loss.needs or ("real" in loss.uses and (bool(target or direction) or holds_both(data))))
+    if not translates and (target or direction):
+        raise UsageError("--target and --direction are for image translators")
+    if not takes and numbers.data.jitter != 1:
+        raise UsageError(f"data.jitter={numbers.data.jitter:g} is for recipes that show a translator's targets")
+    if takes and numbers.schedule.teacher_pool:
+        raise UsageError("schedule.teacher_pool: a translator's inputs come with their targets, so they are translated as they come", "schedule.teacher_pool=0")
+    return takes
+
+
+def channels_seen(numbers: Recipe, source: GAN | None) -> int:
+    """Channels that fresh discriminators take where nothing says otherwise (0: something does): of inputs and outputs, where they are pairs, else of
+    outputs. The teacher's arch follows."""
+    by_hand = numbers.student.arch
+    if "d_nc" in by_hand or (source and source.discriminator is not None):
+        return 0
+    nc, nc_in = (source.arch.nc, source.arch.nc_in) if source else (int(by_hand.get(key, 3)) for key in ("nc", "nc_in"))
+    seen = int(nc + nc_in if numbers.data.paired else nc)
+    if source:
+        source.arch = dataclasses.replace(source.arch, d_nc=seen)
+    return seen
+
+
+def open_pairs(data: str, target: str | None, arch: Any, numbers: Recipe, direction: str | None, teacher: GAN | None) -> tuple[ImagePairs, list[str]]:
+    """(inputs and targets, which the teacher is given too; what is worth telling).
+
+    Raises:
+        UsageError: the discriminator could not be shown them.
+    """
+    beside, paired = arch.d_nc > arch.nc, numbers.data.paired
+    if beside and not paired:
+        raise UsageError(
+            f"d_nc={arch.d_nc}: that discriminator judges pairs, and data.paired=false has none", f"student.arch.d_nc={arch.nc} makes one of outputs"
+        )
+    if beside and numbers.weights.get("augment"):
+        raise UsageError("weights.augment: outputs alone would be moved, not the inputs beside which the discriminator sees them", "weights.augment=[]")
+    pairs = ImagePairs(data, target, arch, numbers.data, direction=direction, beside=beside)
+    if teacher:
+        teacher.inputs = pairs.inputs
+    if not paired:
+        return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: this one direction is trained, without the cycle"]
+    notes = [f"{len(pairs):,} pairs of {pairs.source}"]
+    return pairs, notes + (backwards(teacher, pairs) if teacher else [])

@@ -16,9 +16,9 @@ from torch import nn
 from gancompress.checkpoint import load_state, save_networks
 from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
-from gancompress.data import INIT, Batches, Images, rng, seed_for
+from gancompress.data import FALLBACK, INIT, LATENTS, Batches, Images, rng, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
-from gancompress.families import FAMILIES, family_of
+from gancompress.families import family_of
 from gancompress.gan import GAN, Family
 from gancompress.hub import SCHEME
 from gancompress.loading import build, find, load_gan
@@ -26,7 +26,8 @@ from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
 from gancompress.losses.gan import AdversarialWeights, Fit
-from gancompress.pairs import ImagePairs, backwards, holds_both, sides
+from gancompress.pairs import ImagePairs, channels_seen, holds_both, open_pairs, sides, takes_pairs
+from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
 from gancompress.students import exact_widths, initialise, starting_point, student_arch, target_width
 
@@ -58,7 +59,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.student_cost = gan_cost(self.student)
-        self.teacher_cost = gan_cost(self.teacher) if self.teacher else None
+        self.teacher_cost = gan_cost(self.teacher) if self.teacher and not isinstance(self.teacher.generator, Unknown) else None
 
     @property
     def finished(self) -> bool:
@@ -87,13 +88,30 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+#: what teacher and student must have in common for a need, and why
+COMMON = {
+    "teacher_images": (("nz", "classes", "resolution", "nc"), "teacher and student see the same latents and make comparable images"),
+    "teacher_discriminator": (("classes", "resolution", "nc"), "the teacher's discriminator is to judge the student's images"),
+}
+
+
 def _check_pair(teacher: GAN, student: GAN, loss: type[DistillationLoss]) -> None:
-    if "teacher_images" not in loss.needs:
-        return
-    for key in ("nz", "classes", "resolution", "nc"):
-        a, b = getattr(teacher.arch, key), getattr(student.arch, key)
-        if a != b:
-            raise UsageError(f"teacher and student see the same latents and make comparable images, but {key} is {a} and {b}")
+    for keys, why in (COMMON[need] for need in sorted(loss.needs & COMMON.keys(), reverse=True)):
+        for key in keys:
+            a, b = getattr(teacher.arch, key), getattr(student.arch, key)
+            if a != b:
+                raise UsageError(f"{why}, but {key} is {a} in the teacher and {b} in the student")
+
+
+def _deviation_notes(gans: Iterable[GAN], part: int) -> list[str]:
+    """A sentence where what the networks see at once is no multiple of a discriminator's group for its minibatch deviation."""
+    archs = [vars(gan.arch) for gan in gans]
+    groups = {a["d_std_group"] for a in archs if a.get("d_std")} | {a["d_group"] for a in archs if a.get("d_stddev", "none") != "none"}
+    return [
+        f"{part} images at once are no multiple of the minibatch deviation's group of {group}: it is taken over other groups"
+        for group in sorted(groups - {0})
+        if part % group
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------- the plan
@@ -116,6 +134,7 @@ def make_plan(
     fit_discriminator: float | None = None,
     target: str | None = None,
     direction: str | None = None,
+    recorded: str | Path | None = None,
 ) -> Plan:
     """Check everything and build teacher, student and loss; nothing is written.
 
@@ -129,27 +148,33 @@ def make_plan(
     targets = (target_params, target_macs, target_size)
     numbers = _numbers(recipe, overrides, steps, any(targets))
     loss_type = LOSSES[numbers.loss]
-    if teacher is None and loss_type.needs & OF_TEACHER:
+    if teacher is None and recorded is None and loss_type.needs & OF_TEACHER:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
+    if teacher is None and recorded is None and fit_discriminator is not None:
+        raise UsageError(f"--fit-discriminator {fit_discriminator:g}: there is no teacher to train one for", "leave it out")
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
+    if recorded is not None:
+        source = _recorded_teacher(str(recorded), teacher, discriminator, reader_options)
     if source and source.arch.nz and "translator" in loss_type.needs:
         raise UsageError(f"recipe {recipe!r} is for image translators, and {source.source} takes latents", "gancompress recipes lists the others")
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
-    takes_pairs, notes = _takes_pairs(loss_type, numbers, source, data, target, direction), []
-    if takes_pairs and (seen := _channels_seen(numbers, source)):
+    notes = [source.told] if isinstance(source, RecordedTeacher) else []
+    with_pairs = takes_pairs(loss_type, numbers, source, data, target, direction)
+    if with_pairs and (seen := channels_seen(numbers, source)):
         overrides.append(("student.arch.d_nc", seen))
         notes.append(f"discriminators see {'inputs beside outputs, as in pix2pix' if numbers.data.paired else 'outputs alone'} (student.arch.d_nc={seen})")
         numbers = load_recipe(recipe, overrides)
+    teacher_hash = source.sha256() if source else None  # before it is given a discriminator that is yet to be trained
     fits = source is not None and _add_discriminator(source, recipe, loss_type, fit_discriminator, data)
-    nc = _grey_or_rgb(data) if data and source is None and not takes_pairs else None
+    nc = _grey_or_rgb(data) if data and source is None and not with_pairs else None
     family, full, arch = student_arch(numbers, source, nc)
     if chosen := target_width(source, family, full, *targets):
         overrides.append(("student.ch_mul", chosen[0]))
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
         arch = student_arch(numbers, source, nc)[2]
-    pairs, more = _pairs(str(data), target, arch, numbers, direction, source) if takes_pairs else (None, [])
+    pairs, more = open_pairs(str(data), target, arch, numbers, direction, source) if with_pairs else (None, [])
     notes += more
     inputs = pairs or (feed_translator(source, data, direction) if source and not source.arch.nz else None)
     if teacher and numbers.schedule.teacher_pool % numbers.schedule.batch_size:
@@ -167,8 +192,10 @@ def make_plan(
     if "real" in loss_type.uses and images is None:
         notes.append("the teacher's own samples stand in for real images")
     student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
-    part = numbers.schedule.batch_size // numbers.schedule.accumulate
-    more += loss.check(numbers.schedule.kimg, part)
+    schedule = numbers.schedule
+    more += loss.check((schedule.steps - 1) * schedule.batch_size / 1000, schedule.batch_size)
+    if loss.critics:
+        more += _deviation_notes([student, *([source] if source else [])], schedule.batch_size // schedule.accumulate)
     if images and len(images) < numbers.schedule.batch_size:
         more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
     if fits:
@@ -177,7 +204,7 @@ def make_plan(
         _check_critic(loss, arch, str(data), pairs is not None and pairs.beside)
     identity: dict[str, Any] = {
         "recipe": numbers.model_dump(mode="json"),
-        "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
+        "teacher": {"options": reader_options or {}, "sha256": teacher_hash} if source else None,
         "data": {"sha256": used.fingerprint} if (used := images or inputs) else None,
         "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
     }
@@ -193,8 +220,23 @@ def make_plan(
     sources = {"teacher": pinned or _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
     if target:
         sources["target"] = _absolute(target)
+    if recorded is not None:
+        sources["recorded"] = _absolute(str(recorded))
     fit_kimg = (fit_discriminator or 0.0) if fits else 0.0
     return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, fit_kimg, start, notes + more)
+
+
+def _recorded_teacher(folder: str, teacher: str | None, discriminator: str | None, reader_options: dict[str, Any] | None) -> RecordedTeacher:
+    """The recording that stands in for a teacher.
+
+    Raises:
+        MissingError: as ``Recorded``. UsageError: something is asked for that only the network itself could give.
+    """
+    if teacher is not None:
+        raise UsageError(f"two teachers: {teacher} and --recorded {folder}")
+    if discriminator is not None or reader_options:
+        raise UsageError("--recorded: a recording is no checkpoint; --discriminator and reader options are for one")
+    return RecordedTeacher(Recorded(folder))
 
 
 def _build(
@@ -207,7 +249,8 @@ def _build(
         _check_pair(teacher, student, loss_type)
     start = starting_point(numbers, student)
     notes = initialise(numbers, teacher, student, start)
-    if teacher and "teacher_images" in loss_type.needs and not torch.equal(teacher.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
+    live = None if isinstance(teacher, RecordedTeacher) else teacher
+    if live and "teacher_images" in loss_type.needs and not torch.equal(live.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
         notes.append("the teacher's latents are truncated or scaled, and the student is trained on them; a student of this family draws its own from N(0, I)")
     loss, more = _make_loss(numbers, loss_type, teacher, student, start)
     return student, loss, start, notes + more + loss.notes
@@ -232,9 +275,15 @@ def _add_discriminator(source: GAN, recipe: str, loss: type[DistillationLoss], k
     Raises:
         MissingError: the recipe needs one, and there is none. UsageError: none can be made.
     """
-    if source.discriminator is not None or not (loss.needs | loss.uses) & {"teacher_discriminator"} or (kimg is None and "teacher_discriminator" in loss.uses):
+    wanted = "teacher_discriminator" in loss.needs | loss.uses
+    if kimg is not None and (source.discriminator is not None or not wanted):
+        why = f"{source.source} has a discriminator already" if wanted else f"recipe {recipe!r} takes no discriminator of the teacher"
+        raise UsageError(f"--fit-discriminator {kimg:g}: {why}", "leave it out")
+    if source.discriminator is not None or not wanted or (kimg is None and "teacher_discriminator" in loss.uses):
         return False
     others = [name for name in recipe_names() if "teacher_discriminator" not in LOSSES[load_recipe(name).loss].needs]
+    if isinstance(source, RecordedTeacher):
+        raise MissingError(f"recipe {recipe!r} needs the teacher's discriminator, and a recording has none", f"recipes without: {', '.join(others)}")
     if kimg is None:
         raise MissingError(
             f"recipe {recipe!r} needs the teacher's discriminator, and {source.source} has none",
@@ -317,61 +366,6 @@ def feed_translator(gan: GAN, data: str | None, direction: str | None = None) ->
     return images
 
 
-def _takes_pairs(
-    loss: type[DistillationLoss], numbers: Recipe, source: GAN | None, data: str | None, target: str | None, direction: str | None
-) -> bool:  # fmt: skip
-    """Whether the data are inputs and targets of a translator.
-
-    Raises:
-        UsageError: something is asked for that only they have.
-    """
-    family = FAMILIES.get(numbers.student.family or "")
-    translates = not source.arch.nz if source else family is not None and "nc_in" in {f.name for f in dataclasses.fields(family.Arch)}
-    takes = data is not None and translates and ("real" in loss.needs or ("real" in loss.uses and (bool(target or direction) or holds_both(data))))
-    if not translates and (target or direction):
-        raise UsageError("--target and --direction are for image translators")
-    if not takes and numbers.data.jitter != 1:
-        raise UsageError(f"data.jitter={numbers.data.jitter:g} is for recipes that show a translator's targets")
-    if takes and numbers.schedule.teacher_pool:
-        raise UsageError("schedule.teacher_pool: a translator's inputs come with their targets, so they are translated as they come", "schedule.teacher_pool=0")
-    return takes
-
-
-def _channels_seen(numbers: Recipe, source: GAN | None) -> int:
-    """Channels that fresh discriminators take where nothing says otherwise (0: something does): of inputs and outputs, where they are pairs, else of
-    outputs. The teacher's arch follows."""
-    by_hand = numbers.student.arch
-    if "d_nc" in by_hand or (source and source.discriminator is not None):
-        return 0
-    nc, nc_in = (source.arch.nc, source.arch.nc_in) if source else (int(by_hand.get(key, 3)) for key in ("nc", "nc_in"))
-    seen = int(nc + nc_in if numbers.data.paired else nc)
-    if source:
-        source.arch = dataclasses.replace(source.arch, d_nc=seen)
-    return seen
-
-
-def _pairs(data: str, target: str | None, arch: Any, numbers: Recipe, direction: str | None, teacher: GAN | None) -> tuple[ImagePairs, list[str]]:
-    """(inputs and targets, which the teacher is given too; what is worth telling).
-
-    Raises:
-        UsageError: the discriminator could not be shown them.
-    """
-    beside, paired = arch.d_nc > arch.nc, numbers.data.paired
-    if beside and not paired:
-        raise UsageError(
-            f"d_nc={arch.d_nc}: that discriminator judges pairs, and data.paired=false has none", f"student.arch.d_nc={arch.nc} makes one of outputs"
-        )
-    if beside and numbers.weights.get("augment"):
-        raise UsageError("weights.augment: outputs alone would be moved, not the inputs beside which the discriminator sees them", "weights.augment=[]")
-    pairs = ImagePairs(data, target, arch, numbers.data, direction=direction, beside=beside)
-    if teacher:
-        teacher.inputs = pairs.inputs
-    if not paired:
-        return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: this one direction is trained, without the cycle"]
-    notes = [f"{len(pairs):,} pairs of {pairs.source}"]
-    return pairs, notes + (backwards(teacher, pairs) if teacher else [])
-
-
 def _absolute(source: str | None) -> str | None:
     """A path as it is called from anywhere; other sources (sample:, module:) as they are."""
     return str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().exists() else source
@@ -404,9 +398,15 @@ def run_plan(plan: Plan, reporter: Reporter) -> Path:
 def _train(plan: Plan, reporter: Reporter) -> None:
     schedule, device = plan.recipe.schedule, plan.device
     facts = {"recipe": plan.recipe_name, "loss": plan.recipe.loss, "kimg": schedule.kimg, "seed": plan.recipe.seed}
-    if plan.teacher:
-        facts["teacher_sha256"] = plan.identity["teacher"]["sha256"]
+    recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
+    if plan.teacher and (known := recorded.teacher_sha256 if recorded else plan.identity["teacher"]["sha256"]):
+        facts["teacher_sha256"] = known
     draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
+
+    def feed(stream: int) -> Feed:
+        assert recorded is not None
+        return Feed(recorded, plan.recipe.seed, stream, device, schedule.accumulate)
+
     try:
         for part in (plan.teacher, plan.student, plan.loss):
             if part is not None:
@@ -415,8 +415,9 @@ def _train(plan: Plan, reporter: Reporter) -> None:
         batches = Batches(
             draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
             pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
+            pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
         )  # fmt: skip
-        done = train(plan.student, plan.teacher, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
+        done = train(plan.student, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
     except DivergedError:
         trainer = Trainer(plan.student, plan.loss, plan.recipe)
         trainer.load_state(load_state(plan.run_dir / "state.pt"))
@@ -451,7 +452,7 @@ def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
         )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         reporter.note(f"training a discriminator for the teacher: {plan.fit_kimg:g} kimg")
-        train(GAN(teacher.family, teacher.arch, teacher.generator), teacher, loss, recipe, batches, folder, reporter, plan.device)
+        train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device)
         critic: Any = loss.critics["student"]
         save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"})
     teacher.discriminator = build(find(str(path)), "discriminator").to(plan.device)

@@ -135,6 +135,8 @@ def initialise(recipe: Recipe, teacher: GAN | None, student: GAN, start: GAN | N
         return [f"the student starts from {init}"]
     if init == "random" or teacher is None:
         return []
+    if any(p.is_meta for p in teacher.generator.parameters()):
+        return [f"student.init={init} needs the teacher's weights, and a recording has none; it starts from random weights"]
     if teacher.family.name != student.family.name:
         return [f"student.init={init} needs a teacher of the student's family; it starts from random weights"]
     try:

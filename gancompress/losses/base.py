@@ -78,8 +78,8 @@ class DistillationLoss(nn.Module, ABC):
     def after_discriminator_step(self) -> None:
         """Called after each optimiser step of the critics (weight clipping)."""
 
-    def check(self, kimg: float, part_size: int) -> list[str]:
-        """What a person should know of a run of so many kimg, whose networks see so many images at once.
+    def check(self, last_kimg: float, batch_size: int) -> list[str]:
+        """What a person should know of a run with so large a batch, whose last step begins after so many kimg.
 
         Raises:
             UsageError: it cannot be what was meant.
