@@ -18,6 +18,12 @@ REPO = Path(__file__).resolve().parent.parent
 TINY = {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (4,), "d_widths": (4,)}
 
 #: fields of small networks of each family, one entry for each variant worth testing; the tests of every family run on them
+#: what a run of a few steps on a tiny teacher needs of recipes that are meant for long ones
+BRIEFLY: dict[str, list[tuple[str, object]]] = {
+    "dgl": [("weights.guide_from_kimg", 0.004)],
+    "imitate": [("weights.resolutions", [4]), ("weights.d_inter", 0.2), ("weights.d_out", 0.2)],
+}
+
 SMALL = {
     "dcgan": [
         {"resolution": 8, "nc": 1, "nz": 4, "g_widths": (6,), "d_widths": (4,)},

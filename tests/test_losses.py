@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import BRIEFLY
 from torch import nn
 
 from gancompress.console import Silent
@@ -301,9 +302,7 @@ def test_gradients_reach_only_the_critic_in_its_step_and_only_the_student_in_its
 
 @pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"portable_i2i"}))  # that one is for translators: test_portable_i2i.py
 def test_the_teacher_is_the_same_after_training(name, tiny_teacher, tiny_data, tmp_path):
-    imitated = [("weights.resolutions", [4]), ("weights.d_inter", 0.2), ("weights.d_out", 0.2)]
-    more = {"dgl": [("weights.guide_from_kimg", 0.004)], "imitate": imitated}.get(name, [])
-    plan = make_plan(str(tiny_teacher), name, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=3, overrides=TINY + more)
+    plan = make_plan(str(tiny_teacher), name, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=3, overrides=TINY + BRIEFLY.get(name, []))
     before, student = plan.teacher.sha256(), plan.student.sha256()
     run_plan(plan, Silent())
     assert plan.teacher.sha256() == before
