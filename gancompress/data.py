@@ -355,4 +355,4 @@ class Batches:
             z, c = drawn(self.teacher, FALLBACK)
             return draw(self.teacher, z, c, self.device), c
 
-        return Batch(inputs, condition, step, step * size / 1000, real, teacher, unpaired)
+        return Batch(inputs, condition, step, step * size / 1000, real, teacher, unpaired, step / self.schedule.steps, self.images is not None)
