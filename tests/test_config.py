@@ -162,7 +162,7 @@ LEVELS = [
     {"contents"},
     {"loading", "report", "extractors", "runs", "shards"},
     {"loop", "metrics", "exporter", "students", "recorded"},
-    {"planning"},
+    {"planning", "classwise"},
     {"collecting"},
     {"api", "screens"},
     {"quickstart"},
