@@ -111,7 +111,7 @@ def interpolations(gan: GAN, classes: list[int], seed: int, device: torch.device
     z, _ = gan.sample(2, rng(seed, EVALUATION))
     first, last = classes[0], classes[-1]
     rows = [(f"z, {first}", draw(gan, torch.lerp(z[:1], z[1:], share), torch.full((BETWEEN,), first), device))]
-    embedding = getattr(gan.generator, "embedding", None)
+    embedding = getattr(gan.generator, "embedding", getattr(gan.generator, "shared", None))  # of TinyGAN; of BigGAN
     if isinstance(embedding, nn.Embedding) and first != last:
         weight, steps = embedding.weight, []
         begin, end = weight[first].clone(), weight[last].clone()

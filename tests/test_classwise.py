@@ -100,8 +100,9 @@ def test_lists_of_classes_are_read_and_checked(levels):
         class_list("all", make_gan())
 
 
-def test_rows_go_from_the_first_end_to_the_last_and_leave_the_network_as_it_was():
-    gan = small_gan("tinygan", SMALL["tinygan"][0])
+@pytest.mark.parametrize("family", ["tinygan", "biggan"])
+def test_rows_go_from_the_first_end_to_the_last_and_leave_the_network_as_it_was(family):
+    gan = small_gan(family, SMALL[family][0])
     before = gan.sha256()
     (_, latents), (name, classes) = interpolations(gan, [0, 2], 0, CPU)
     assert gan.sha256() == before
