@@ -55,6 +55,7 @@ Discriminator = Annotated[Optional[str], typer.Option("--discriminator", help="F
 Classes = Annotated[Optional[int], typer.Option("--classes", min=1, help="Classes of a one-hot conditional teacher, which no file tells.")]  # noqa: UP045
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Data = Annotated[Optional[str], typer.Option("--data", help="Real images, or what a translator translates: a folder, a zip, an .npz or MNIST idx files.")]  # noqa: UP045
+Direction = Annotated[Optional[str], typer.Option("--direction", metavar="AtoB|BtoA", help="Of --data that holds both sides of pairs.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 ReaderOption = Annotated[Optional[list[str]], typer.Option("--reader", metavar="KEY=VALUE", help="What no file tells: nc=1, output=linear, truncation=0.7.")]  # noqa: UP045
@@ -107,6 +108,8 @@ def distill(
     target_macs: Annotated[Optional[str], typer.Option(help="Choose ch_mul for so few multiply-adds: 4x fewer, or 10M.")] = None,  # noqa: UP045
     target_size: Annotated[Optional[str], typer.Option(help="Choose ch_mul for a float32 file of at most: 1MB.")] = None,  # noqa: UP045
     data: Data = None,
+    target: Annotated[Optional[str], typer.Option("--target", help="What a translator is to make of --data, where it lies apart.")] = None,  # noqa: UP045
+    direction: Direction = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Run folder; a run in it goes on. Default: a new one under ./runs.")] = None,  # noqa: UP045
     kimg: Annotated[Optional[float], typer.Option("--kimg", help="Thousands of images to train on.")] = None,  # noqa: UP045
     steps: Annotated[Optional[int], typer.Option("--steps", help="The same as a number of optimiser steps.")] = None,  # noqa: UP045
@@ -155,7 +158,7 @@ def distill(
         teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
         reader_options=_reader_options(classes, reader, family, key),
         target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
-        fit_discriminator=fit_discriminator, recorded=recorded,
+        fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction,
     )  # fmt: skip
     screens.show_plan(plan)
     if dry_run:
@@ -209,6 +212,7 @@ def evaluate(
     student: Annotated[Optional[str], typer.Argument(help="A student or a run folder; default: the newest finished run under ./runs.")] = None,  # noqa: UP045
     against: Annotated[Optional[str], typer.Option("--against", help="The teacher; default: the one the run was made from.")] = None,  # noqa: UP045
     data: Data = None,
+    direction: Direction = None,
     num_images: Annotated[int, typer.Option("--num-images", min=2)] = 5000,
     feature_extractor: Annotated[Optional[str], typer.Option(help="inception (the default), digits, or a torchvision MobileNetV2 file.")] = None,  # noqa: UP045
     weights: Annotated[Optional[str], typer.Option(help="Inception weights, where they cannot be downloaded.")] = None,  # noqa: UP045
@@ -239,7 +243,7 @@ def evaluate(
     teacher = load_gan(against, options=options) if against else None
     translators = [g for g in (gan, teacher) if g and not g.arch.nz]
     for translator in translators:
-        feed_translator(translator, data)
+        feed_translator(translator, data, direction)
     images = Images(data, gan.arch.resolution, gan.arch.nc) if data and not translators else None
     extractor: Extractor | None = None
     if per_class is not None:
@@ -271,6 +275,7 @@ def sample(
     label: Annotated[Optional[int], typer.Option("--label", min=0, help="Class to draw, of a conditional network.")] = None,  # noqa: UP045
     seed: Seed = 0,
     data: Data = None,
+    direction: Direction = None,
     classes: Classes = None,
     reader: ReaderOption = None,
     device: Device = "auto",
@@ -279,7 +284,7 @@ def sample(
     from gancompress import api
 
     options = _reader_options(classes, reader)
-    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, data=data, device=_device(device), **options)
+    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, data=data, direction=direction, device=_device(device), **options)
     typer.echo(f"samples: {path}")
 
 

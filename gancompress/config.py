@@ -84,9 +84,12 @@ class Schedule(_Model):
 
 
 class Data(_Model):
-    """``mirror``: real images are flipped left to right at random."""
+    """``mirror``: real images are flipped left to right at random. Of a translator's images: ``paired``: each input has a target of its
+    own; ``jitter``: images are loaded so many times larger, and cropped at random."""
 
     mirror: bool = False
+    paired: bool = True
+    jitter: Annotated[float, Field(ge=1, le=2)] = 1.0
 
 
 class Output(_Model):

@@ -26,6 +26,7 @@ from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
 from gancompress.losses.gan import AdversarialWeights, Fit
+from gancompress.pairs import ImagePairs, channels_seen, holds_both, open_pairs, sides, takes_pairs
 from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
 from gancompress.students import EMBEDDING, exact_widths, given_embedding, initialise, starting_point, student_arch, target_width
@@ -43,7 +44,7 @@ class Plan:
     teacher: GAN | None
     student: GAN
     loss: DistillationLoss
-    images: Images | None
+    images: Images | ImagePairs | None
     run_dir: Path
     device: torch.device
     identity: dict[str, Any]
@@ -131,6 +132,8 @@ def make_plan(
     target_size: str | None = None,
     steps: int | None = None,
     fit_discriminator: float | None = None,
+    target: str | None = None,
+    direction: str | None = None,
     recorded: str | Path | None = None,
 ) -> Plan:
     """Check everything and build teacher, student and loss; nothing is written.
@@ -152,29 +155,40 @@ def make_plan(
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
     if recorded is not None:
         source = _recorded_teacher(str(recorded), teacher, discriminator, reader_options)
+    if source and source.arch.nz and "translator" in loss_type.needs:
+        raise UsageError(f"recipe {recipe!r} is for image translators, and {source.source} takes latents", "gancompress recipes lists the others")
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
+    notes = [source.told] if isinstance(source, RecordedTeacher) else []
+    with_pairs = takes_pairs(loss_type, numbers, source, data, target, direction)
+    if with_pairs and (seen := channels_seen(numbers, source)):
+        overrides.append(("student.arch.d_nc", seen))
+        notes.append(f"discriminators see {'inputs beside outputs, as in pix2pix' if numbers.data.paired else 'outputs alone'} (student.arch.d_nc={seen})")
+        numbers = load_recipe(recipe, overrides)
     teacher_hash = source.sha256() if source else None  # before it is given a discriminator that is yet to be trained
     fits = source is not None and _add_discriminator(source, recipe, loss_type, fit_discriminator, data)
-    nc = _grey_or_rgb(data) if data and source is None else None
+    nc = _grey_or_rgb(data) if data and source is None and not with_pairs else None
     family, full, arch = student_arch(numbers, source, nc)
-    notes = [source.told] if isinstance(source, RecordedTeacher) else []
     if chosen := target_width(source, family, full, *targets):
         overrides.append(("student.ch_mul", chosen[0]))
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
         arch = student_arch(numbers, source, nc)[2]
-    inputs = feed_translator(source, data) if source and not source.arch.nz else None
-    if inputs and "real" in loss_type.needs:
-        raise UsageError(f"recipe {recipe!r} needs real images of what a translator makes, and --data is what it translates", "--recipe mse")
+    pairs, more = open_pairs(str(data), target, arch, numbers, direction, source) if with_pairs else (None, [])
+    notes += more
+    inputs = pairs or (feed_translator(source, data, direction) if source and not source.arch.nz else None)
     if teacher and numbers.schedule.teacher_pool % numbers.schedule.batch_size:
         pool, size = numbers.schedule.teacher_pool, numbers.schedule.batch_size
         raise UsageError(f"schedule.teacher_pool={pool}: it must be a multiple of the batch size {size}")
-    images = _real_images(data, arch) if data and not inputs and "real" in loss_type.needs | loss_type.uses else None
+    images: Images | ImagePairs | None = pairs
+    if data and not inputs and "real" in loss_type.needs | loss_type.uses:
+        images = _real_images(data, arch)
     if data and not images and not inputs:
         notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
-    if inputs:
+    if inputs and not pairs:
         notes.append(f"{len(inputs):,} images of {data} are what teacher and student translate")
+        if target:
+            notes.append(f"recipe {recipe} takes no targets: --target {target} is not used")
     if "real" in loss_type.uses and images is None:
         notes.append(loss_type.without_real)
     student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
@@ -190,8 +204,8 @@ def make_plan(
         more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
     if fits:
         more.append(f"the teacher has no discriminator: one is first trained for {fit_discriminator:g} kimg against its frozen generator and {data}")
-    if inputs or (arch.classes and images is not None and images.labels is None):
-        _check_critic(loss, arch, str(data))
+    if inputs or (arch.classes and isinstance(images, Images) and images.labels is None):
+        _check_critic(loss, arch, str(data), pairs is not None and pairs.beside)
     identity: dict[str, Any] = {
         "recipe": numbers.model_dump(mode="json"),
         "teacher": {"options": reader_options or {}, "sha256": teacher_hash} if source else None,
@@ -210,6 +224,8 @@ def make_plan(
     refuse_foreign(run_dir, identity)
     pinned = source.source if source and source.source.startswith(SCHEME) else None  # a branch on the Hub may move
     sources = {"teacher": pinned or _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
+    if target:
+        sources["target"] = _absolute(target)
     if recorded is not None:
         sources["recorded"] = _absolute(str(recorded))
     fit_kimg = (fit_discriminator or 0.0) if fits else 0.0
@@ -230,7 +246,7 @@ def _recorded_teacher(folder: str, teacher: str | None, discriminator: str | Non
 
 
 def _build(
-    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | None
+    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | ImagePairs | None
 ) -> tuple[GAN, DistillationLoss, GAN | None, list[str]]:
     """(student with its first weights, loss, what it starts from, what is worth telling), each drawn from a random stream of its own."""
     torch.manual_seed(seed_for(numbers.seed, INIT, 0))
@@ -311,8 +327,8 @@ def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, t
     return load_recipe(recipe, overrides)
 
 
-def _check_critic(loss: DistillationLoss, arch: Any, data: str) -> None:
-    """Whether the critic judges images alone, where there is nothing else to give it.
+def _check_critic(loss: DistillationLoss, arch: Any, data: str, beside: bool) -> None:
+    """Whether the critic judges images alone, or with a translator's input images (``beside``), where there is nothing else to give it.
 
     Raises:
         MissingError: it wants labels, or a translator's input images beside its output.
@@ -322,12 +338,19 @@ def _check_critic(loss: DistillationLoss, arch: Any, data: str) -> None:
     loss.eval()
     try:
         with torch.no_grad():
-            loss.critics["student"](torch.zeros(1, arch.nc, arch.resolution, arch.resolution), None)
+            image = torch.zeros(1, arch.nc, arch.resolution, arch.resolution)
+            loss.critics["student"](image, image.new_zeros(1, arch.nc_in, *image.shape[2:]) if beside else None)
     except ValueError as error:
         if not arch.nz:
-            raise UsageError(f"this discriminator judges inputs and outputs together ({error}), which no recipe here gives it", "--recipe mse") from None
+            hint = "--data A --target B gives it pairs, where the recipe takes them; or --recipe mse"
+            raise UsageError(f"this discriminator does not fit what it would be shown ({error})", hint) from None
         raise MissingError(
             f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels"
+        ) from None
+    except RuntimeError:  # more halvings than the image has
+        hint = "student.arch.d_widths=64,128 makes one of fewer layers, or a larger resolution"
+        raise UsageError(
+            f"images of {arch.resolution} x {arch.resolution} are too small for the discriminator of {len(arch.d_widths)} hidden layers", hint
         ) from None
     loss.train()
 
@@ -341,15 +364,19 @@ def _real_images(data: str, arch: Any) -> Images:
     return images
 
 
-def feed_translator(gan: GAN, data: str | None) -> Images:
-    """The images that an image translator is to be fed with, which it is given.
+def feed_translator(gan: GAN, data: str | None, direction: str | None = None) -> Images:
+    """The images that an image translator is to be fed with, which it is given. ``direction``: of data that holds inputs and targets.
 
     Raises:
         MissingError: none are named.
     """
     if data is None:
         raise MissingError(f"{gan.source} translates images, so it needs some", "--data FOLDER (or a zip of images, an .npz)")
-    images = Images(data, gan.arch.resolution, gan.arch.nc_in)
+    arch = gan.arch
+    if direction or holds_both(data):
+        images = sides(data, None, arch.resolution, (arch.nc_in, arch.nc), direction)[0]
+    else:
+        images = Images(data, arch.resolution, arch.nc_in)
     gan.inputs = images.inputs
     return images
 

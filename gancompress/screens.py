@@ -87,10 +87,10 @@ def show_plan(plan: Plan) -> None:
 
 
 def _data_of(plan: Plan) -> str:
+    if plan.images:
+        return f"{plan.images.source}: {len(plan.images):,} {'inputs and their targets' if plan.student.inputs else 'images'}"
     if plan.student.inputs:
         return "what teacher and student translate"
-    if plan.images:
-        return f"{plan.images.source}: {len(plan.images):,} images"
     return "none given" if "real" in plan.loss.uses else "none: the recipe needs no real images"
 
 

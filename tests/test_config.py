@@ -159,7 +159,7 @@ LEVELS = [
     {"families", "losses"},
     {"config"},
     {"data", "scaling", "unpickle", "checkpoint", "cost", "hub", "user_module"},
-    {"contents"},
+    {"contents", "pairs"},
     {"loading", "report", "extractors", "runs", "shards"},
     {"loop", "metrics", "exporter", "students", "recorded"},
     {"planning", "classwise"},

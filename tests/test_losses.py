@@ -155,7 +155,7 @@ def test_without_a_penalty_the_critic_has_the_game_alone(make):
 
 def test_scratch_is_the_game_alone_and_takes_nothing_of_the_teacher():
     teacher = gan_of(Scale(1.0), LinearCritic(-7.0, -7.0))
-    loss = Scratch(teacher, gan_of(Scale(1.0)), AdversarialWeights())
+    loss = Scratch(teacher, gan_of(Scale(1.0)), Scratch.Weights())
     assert loss.critics["student"].w.tolist() == [2.0, 1.0]
     terms = loss.generator_loss(batch_of(torch.zeros(2, 2)), FAKE)
     assert terms.keys() == {"adv"}
@@ -299,7 +299,7 @@ def test_gradients_reach_only_the_critic_in_its_step_and_only_the_student_in_its
         assert all(p.grad is None and not p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"portable_i2i"}))  # that one is for translators: test_portable_i2i.py
 def test_the_teacher_is_the_same_after_training(name, tiny_teacher, tiny_data, tmp_path):
     imitated = [("weights.resolutions", [4]), ("weights.d_inter", 0.2), ("weights.d_out", 0.2)]
     more = {"dgl": [("weights.guide_from_kimg", 0.004)], "imitate": imitated}.get(name, [])

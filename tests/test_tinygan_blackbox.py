@@ -69,7 +69,7 @@ def loss_of(classes: int = 0, **weights) -> TinyganBlackbox:
 
 
 def batch(step: int = 4, progress: float = 0.0, real: bool = True, labels: Tensor | None = None, real_labels: Tensor | None = None) -> Batch:
-    return Batch(torch.zeros(2, 2), labels, step, 0.0, lambda: (REAL, real_labels), lambda: TEACHER, lambda: (TEACHER, None), progress, real)
+    return Batch(torch.zeros(2, 2), labels, step, 0.0, lambda: (REAL, real_labels), lambda: TEACHER, lambda: (TEACHER, None), progress=progress, has_real=real)
 
 
 def floats(terms: dict[str, Tensor]) -> dict[str, float]:
@@ -113,7 +113,7 @@ def test_without_real_images_the_two_gan_terms_are_off_and_no_image_stands_in():
     def never() -> tuple[Tensor, None]:
         raise AssertionError("real images were asked for")
 
-    alone = Batch(torch.zeros(2, 2), None, 4, 0.0, never, lambda: TEACHER, never, 0.0, False)
+    alone = Batch(torch.zeros(2, 2), None, 4, 0.0, never, lambda: TEACHER, never, has_real=False)
     assert loss.generator_loss(alone, FAKE).keys() == {"feat", "pix", "kd"}
     assert loss.discriminator_loss(alone, FAKE).keys() == {"d_kd"}
 

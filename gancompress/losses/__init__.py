@@ -6,6 +6,7 @@ from gancompress.losses.dgl import Dgl
 from gancompress.losses.imitate import Imitate
 from gancompress.losses.joint import Joint
 from gancompress.losses.mse import Mse
+from gancompress.losses.portable_i2i import PortableI2i
 from gancompress.losses.scratch import Scratch
 from gancompress.losses.tinygan_blackbox import TinyganBlackbox
 
@@ -15,6 +16,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "imitate": Imitate,
     "joint": Joint,
     "mse": Mse,
+    "portable_i2i": PortableI2i,
     "scratch": Scratch,
     "tinygan-blackbox": TinyganBlackbox,
 }
