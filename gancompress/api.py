@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from gancompress.checkpoint import unused
+from gancompress.classwise import class_list, evaluate_classes, interpolations, save_worst
 from gancompress.config import load_recipe, recipe_names
 from gancompress.console import Silent
 from gancompress.cost import generator_cost
-from gancompress.data import EVALUATION, draw, rng
+from gancompress.data import EVALUATION, Images, draw, rng
 from gancompress.errors import MissingError, UsageError
+from gancompress.extractors import Extractor
+from gancompress.gan import GAN
 from gancompress.hub import SCHEME, in_cache
 from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
@@ -160,6 +163,23 @@ def sample(
 def _pieces(inputs: torch.Tensor, condition: torch.Tensor | None) -> Iterable[tuple[torch.Tensor, Any]]:
     labels = condition.split(64) if condition is not None else [None] * len(inputs.split(64))
     return zip(inputs.split(64), labels, strict=True)
+
+
+def eval_classes(
+    student: GAN, teacher: GAN | None, images: Images | None, extractor: Extractor, classes: str, pictures: Path | None, **protocol: Any
+) -> dict[str, Any]:
+    """``evaluate_classes`` over a list such as ``all`` or ``3,7-9``; worst.png and interpolations.png go into ``pictures``.
+
+    Raises:
+        UsageError, MissingError: as ``class_list`` and ``evaluate_classes``.
+    """
+    chosen = class_list(classes, student)
+    found = evaluate_classes(student, teacher, images, extractor, chosen, **protocol)
+    if pictures is not None:
+        seed, device = protocol["seed"], protocol["device"]
+        save_worst(pictures / "worst.png", student, teacher, found["student"]["worst"], seed, device)
+        save_rows(pictures / "interpolations.png", interpolations(student, chosen, seed, device))
+    return found
 
 
 def newest_run() -> Path:

@@ -216,6 +216,8 @@ def evaluate(
     num_images: Annotated[int, typer.Option("--num-images", min=2)] = 5000,
     feature_extractor: Annotated[Optional[str], typer.Option(help="inception (the default), digits, or a torchvision MobileNetV2 file.")] = None,  # noqa: UP045
     weights: Annotated[Optional[str], typer.Option(help="Inception weights, where they cannot be downloaded.")] = None,  # noqa: UP045
+    per_class: Annotated[Optional[str], typer.Option("--per-class", metavar="LIST", help="Distances within classes instead: all, or 3,7-9.")] = None,  # noqa: UP045
+    pictures: Annotated[Optional[Path], typer.Option("--pictures", help="With --per-class: folder for the worst classes and interpolations.")] = None,  # noqa: UP045
     classes: Classes = None,
     reader: ReaderOption = None,
     device: Device = "auto",
@@ -244,6 +246,13 @@ def evaluate(
         feed_translator(translator, data, direction)
     images = Images(data, gan.arch.resolution, gan.arch.nc) if data and not translators else None
     extractor: Extractor | None = None
+    if per_class is not None:
+        extractor = make_extractor(feature_extractor or "inception", weights, where)
+        found = api.eval_classes(gan, teacher, images, extractor, per_class, pictures, num_images=num_images, seed=seed, device=where)
+        typer.echo(json.dumps(found, indent=2)) if as_json else screens.show_classes(found)
+        return
+    if pictures is not None:
+        raise UsageError(f"--pictures {pictures}: they are of classes", "--per-class all")
     if feature_extractor or weights or images or teacher:
         try:
             extractor = make_extractor(feature_extractor or "inception", weights, where)

@@ -25,7 +25,8 @@ class Student(_Model):
     """What is trained. ``family`` null: the teacher's; ``arch``: fields of that family's Arch set by hand.
 
     ``d_ch_mul``: width of its own discriminator, where it has one; null: as the generator's. ``init``: random, or from the teacher by slice
-    or top-magnitude, or a finished run (its folder, or a file) to start from.
+    or top-magnitude, or a finished run (its folder, or a file) to start from. ``class_embedding``: a .npy or .safetensors file of
+    (classes, size) vectors that a tinygan's class embedding starts from.
     """
 
     family: str | None = None
@@ -33,6 +34,7 @@ class Student(_Model):
     arch: dict[str, Any] = {}
     d_ch_mul: Annotated[float, Field(gt=0, le=1)] | None = None
     init: str = "random"
+    class_embedding: str | None = None
 
 
 class Optim(_Model):

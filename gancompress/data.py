@@ -377,4 +377,6 @@ class Batches:
                 c = z
             return draw(self.teacher, z, c, self.device), c
 
-        return Batch(inputs, condition, step, step * size / 1000, real, teacher, unpaired, self.translation is not None and self.translation.paired)
+        paired = self.translation is not None and self.translation.paired
+        done, has_real = step / self.schedule.steps, self.images is not None or targets is not None
+        return Batch(inputs, condition, step, step * size / 1000, real, teacher, unpaired, paired, done, has_real)

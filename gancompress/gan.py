@@ -153,6 +153,8 @@ class Batch:
     draw_teacher: Callable[[], Tensor] = field(repr=False)
     draw_unpaired: Callable[[], tuple[Tensor, Tensor | None]] = field(repr=False)
     paired: bool = False  # ``real`` is what a translator is to make of ``inputs``
+    progress: float = 0.0  # share of the run's steps done before this one
+    has_real: bool = True  # whether ``real`` is of a data set, not the teacher's samples in its stead
 
     @cached_property
     def real_and_condition(self) -> tuple[Tensor, Tensor | None]:

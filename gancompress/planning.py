@@ -18,8 +18,8 @@ from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
 from gancompress.data import FALLBACK, INIT, LATENTS, Batches, Images, rng, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
-from gancompress.families import family_of
-from gancompress.gan import GAN, Family
+from gancompress.families import FAMILIES, family_of
+from gancompress.gan import GAN, Family, state_hash
 from gancompress.hub import SCHEME
 from gancompress.loading import build, find, load_gan
 from gancompress.loop import Reporter, Trainer, train
@@ -29,7 +29,7 @@ from gancompress.losses.gan import AdversarialWeights, Fit
 from gancompress.pairs import ImagePairs, channels_seen, holds_both, open_pairs, sides, takes_pairs
 from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
-from gancompress.students import exact_widths, initialise, starting_point, student_arch, target_width
+from gancompress.students import EMBEDDING, exact_widths, given_embedding, initialise, starting_point, student_arch, target_width
 
 #: what only a teacher can give
 OF_TEACHER = {"teacher_images", "teacher_samples", "teacher_discriminator"}
@@ -190,8 +190,12 @@ def make_plan(
         if target:
             notes.append(f"recipe {recipe} takes no targets: --target {target} is not used")
     if "real" in loss_type.uses and images is None:
-        notes.append("the teacher's own samples stand in for real images")
+        notes.append(loss_type.without_real)
     student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
+    embedding = given_embedding(numbers, student)
+    if embedding is not None:
+        student.generator.load_state_dict({EMBEDDING: embedding}, strict=False)
+        more.append(f"the class embedding starts from {numbers.student.class_embedding}: where those vectors are a teacher's, this is no longer black-box")
     schedule = numbers.schedule
     more += loss.check((schedule.steps - 1) * schedule.batch_size / 1000, schedule.batch_size)
     if loss.critics:
@@ -210,6 +214,8 @@ def make_plan(
     }
     if start:
         identity["recipe"]["student"]["init"] = start.sha256()  # its path does not count
+    if embedding is not None:
+        identity["recipe"]["student"]["class_embedding"] = state_hash({"": embedding})
     if fits:
         identity["fit_discriminator"] = fit_discriminator
     identity = json.loads(json.dumps(identity))
@@ -259,7 +265,8 @@ def _build(
 def _make_loss(numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, student: GAN, start: GAN | None) -> tuple[DistillationLoss, list[str]]:
     """The loss with its first weights, and what is worth telling of those it takes over."""
     torch.manual_seed(seed_for(numbers.seed, INIT, 1))
-    loss = loss_type(teacher, student, loss_type.Weights.model_validate(numbers.weights))  # type: ignore[call-arg]
+    given = {"critic": _critic(loss_type.critic_family, student)} if loss_type.critic_family else {}
+    loss = loss_type(teacher, student, loss_type.Weights.model_validate(numbers.weights), **given)  # type: ignore[call-arg]
     if start and start.discriminator is not None and "student" in loss.critics:
         try:
             loss.critics["student"].load_state_dict(start.discriminator.state_dict())
@@ -267,6 +274,14 @@ def _make_loss(numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN 
         except RuntimeError:
             return loss, ["its discriminator is of another shape than the critic, which starts fresh"]
     return loss, []
+
+
+def _critic(family: str, student: GAN) -> nn.Module:
+    """A fresh discriminator of that family for the student's images: of the student's own shapes where it is of that family."""
+    record, arch = FAMILIES[family], student.arch
+    if student.family.name != family:
+        arch = record.build_arch(None, {key: getattr(arch, key) for key in ("resolution", "nc", "classes")})
+    return record.discriminator(arch)
 
 
 def _add_discriminator(source: GAN, recipe: str, loss: type[DistillationLoss], kimg: float | None, data: str | None) -> bool:

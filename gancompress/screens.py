@@ -143,6 +143,17 @@ def show_evaluation(result: dict[str, Any]) -> None:
     stdout.print("; ".join(said), highlight=False, markup=False)
 
 
+def show_classes(result: dict[str, Any]) -> None:
+    """Distances within classes: their mean, the score, the student's worst classes."""
+    protocol, columns = result["protocol"], [name for name in ("teacher", "student") if name in result]
+    rows = [[f"{protocol['distance']} within classes, mean", *(number(result[c]["mean"]) for c in columns)]]
+    rows.append(["score over all of them", *(number(result[c]["inception_score"]) for c in columns)])
+    rows += [[f"class {label}", *(number(result[c]["of_class"][str(label)]) for c in columns)] for label in result["student"]["worst"]]
+    stdout.print(table("class by class, the worst first", ["", *columns], rows))
+    said = f"{protocol['classes']} classes, {protocol['num_images_per_class']:,} images of each, seed {protocol['seed']}, {protocol['extractor']}"
+    stdout.print(f"{said}; distances to {protocol['reference']}", highlight=False, markup=False)
+
+
 def show_recipes(rows: list[dict[str, Any]]) -> None:
     from gancompress.losses.base import NEEDS
 

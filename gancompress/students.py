@@ -8,15 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from gancompress.config import Recipe
 from gancompress.cost import Cost, gan_cost, generator_cost
-from gancompress.errors import UsageError
+from gancompress.errors import CheckpointError, MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN, Family
 from gancompress.loading import load_gan
 from gancompress.runs import differences
 from gancompress.scaling import initialise_from
+from gancompress.unpickle import open_checkpoint
 
+#: the class embedding of a tinygan generator
+EMBEDDING = "embedding.weight"
 #: how a student begins; anything else is a finished one to start from
 INITS = ("random", "slice", "top-magnitude")
 
@@ -144,3 +151,46 @@ def initialise(recipe: Recipe, teacher: GAN | None, student: GAN, start: GAN | N
     except (KeyError, RuntimeError):
         raise UsageError(f"student.init={init}: the student's layers are not the teacher's with fewer channels", "student.init=random") from None
     return []
+
+
+def given_embedding(recipe: Recipe, student: GAN) -> Tensor | None:
+    """``student.class_embedding`` (classes, size), float32; None where none is given.
+
+    Raises:
+        UsageError: the student has no such embedding, or one of another shape, or not every value is finite.
+        MissingError: no such file. CheckpointError: it is damaged, or no single array of numbers.
+    """
+    source = recipe.student.class_embedding
+    if source is None:
+        return None
+    what = f"student.class_embedding={source}"
+    if student.family.name != "tinygan" or not student.arch.classes:
+        kind = "conditional" if student.arch.classes else "unconditional"
+        raise UsageError(f"{what}: this student is of family {student.family.name}, {kind}; only a conditional tinygan has a class embedding")
+    found = _matrix(Path(source).expanduser())
+    if found.shape != (wanted := (student.arch.classes, student.arch.embedding)):
+        fits = found.ndim == 2 and len(found) == student.arch.classes
+        hint = f"student.arch.embedding={found.shape[1]} makes one of that size" if fits else ""
+        raise UsageError(f"{what}: its shape is {tuple(found.shape)}, expected {wanted} (classes, size of the embedding)", hint)
+    if not bool(torch.isfinite(found).all()):
+        raise UsageError(f"{what}: not every value is a finite number")
+    return found
+
+
+def _matrix(path: Path) -> Tensor:
+    """The one array of a .npy or .safetensors file, as float32."""
+    if path.suffix != ".npy":
+        content = open_checkpoint(path).content
+        tensors = content if isinstance(content, dict) else {}
+        if len(tensors) != 1 or not isinstance(found := next(iter(tensors.values())), Tensor) or not found.is_floating_point():
+            raise CheckpointError(f"{path}: expected one tensor of real numbers, found {', '.join(map(str, list(tensors)[:5])) or 'none'}")
+        return found.float()
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may claim more than there is
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise CheckpointError(f"{path}: damaged, or no array of numbers ({error})") from None
+    if array.dtype.kind != "f":
+        raise CheckpointError(f"{path}: expected real numbers, found {array.dtype}")
+    return torch.from_numpy(array.astype(np.float32))

@@ -44,7 +44,8 @@ class Arch:
 
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
-            raise UsageError(f"tinygan resolution {self.resolution}: it must be a power of two from 8 up")
+            below = max(8, 1 << max(0, self.resolution.bit_length() - 1))
+            raise UsageError(f"tinygan resolution {self.resolution}: it must be a power of two from 8 up, such as {below} or {2 * below}")
         if min(self.nz, self.nc, self.ch, self.d_ch, self.embedding) < 1 or self.classes < 0:
             raise UsageError(f"tinygan {self}: every size must be at least 1")
 

@@ -38,6 +38,10 @@ class DistillationLoss(nn.Module, ABC):
     needs: ClassVar[frozenset[str]]
     uses: ClassVar[frozenset[str]] = frozenset()
     Weights: ClassVar[type[Weights]] = Weights
+    #: what the plan says where ``real`` is used and there is no data set
+    without_real: ClassVar[str] = "the teacher's own samples stand in for real images"
+    #: the family of the critic, which is then handed to the constructor; None: the loss makes its critics itself
+    critic_family: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         super().__init__()
