@@ -34,7 +34,7 @@ def ours(teacher: str, args: argparse.Namespace, device: torch.device, pool: int
     assert plan.teacher is not None
     plan.teacher.to(device)
     plan.student.to(device)
-    batches = Batches(plan.teacher, plan.teacher, None, seed=0, batch_size=args.batch_size, d_steps=1, pool=pool, device=device)
+    batches = Batches(plan.teacher, plan.teacher, None, plan.recipe.schedule, mirror=False, seed=0, pool=pool, device=device)
     trainer = Trainer(plan.student, plan.loss, plan.recipe)
     for _ in range(pool // args.batch_size):  # the pool is drawn once in a run; what is measured is the rest of it
         trainer.train_step(batches)

@@ -73,6 +73,7 @@ def inspect(source: str, *, discriminator: str | None = None, **reader_options: 
         result["generator_bytes"] = cost.bytes
     result["recipes"] = {}
     has = {"teacher_images"} if "generator" in parts else set()
+    has |= set() if found.arch.nz else {"translator"}
     has |= {"teacher_discriminator"} if "discriminator" in parts else set()
     for row in recipe_table():
         missing = [NEEDS[n] for n in row["needs"] if n not in has and n != "real"]
@@ -104,8 +105,8 @@ def distill(
         teacher: whatever ``load`` takes; None for a recipe that trains without one.
         recipe: a name of ``gancompress recipes`` or the path of a YAML file.
         overrides: pairs such as ("student.ch_mul", 0.25) or ("schedule.kimg", 50).
-        plan_options: data, out, device, discriminator, reader_options, target_params, target_macs, target_size, steps
-            (see ``gancompress.planning.make_plan``).
+        plan_options: data, out, device, discriminator, reader_options, target_params, target_macs, target_size, steps,
+            fit_discriminator, target, direction (see ``gancompress.planning.make_plan``).
 
     Raises:
         GanCompressError: of the kind that fits.
@@ -121,6 +122,7 @@ def sample(
     seed: int = 0,
     label: int | None = None,
     data: str | None = None,
+    direction: str | None = None,
     device: torch.device | None = None,
     **reader_options: Any,
 ) -> Path:
@@ -137,7 +139,7 @@ def sample(
     if label is not None and not 0 <= label < gan.arch.classes:
         raise UsageError(f"--label {label}: this network has {gan.arch.classes} classes" if gan.arch.classes else "this network has no classes")
     if not gan.arch.nz:
-        feed_translator(gan, data)
+        feed_translator(gan, data, direction)
     inputs, condition = gan.sample(num, rng(seed, EVALUATION))
     if label is not None:
         condition = torch.full((num,), label)
@@ -178,7 +180,10 @@ def teacher_of(source: str) -> tuple[str | None, dict[str, Any], str]:
     record = record_of(path if path.is_dir() else path.parent)
     if record is None or not record["identity"].get("teacher"):
         return None, {}, ""
-    teacher = str((record.get("sources") or {}).get("teacher"))
+    sources = record.get("sources") or {}
+    if sources.get("recorded"):
+        return None, {}, f"the run's teacher was seen through {sources['recorded']} alone\nhint: --against TEACHER, where you have it"
+    teacher = str(sources.get("teacher"))
     # a run folder may be somebody else's: code that it names is not run, and nothing is downloaded for it
     if teacher.startswith("sample:") or Path(teacher).exists() or in_cache(teacher):
         return teacher, record["identity"]["teacher"].get("options") or {}, ""

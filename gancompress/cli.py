@@ -55,6 +55,7 @@ Discriminator = Annotated[Optional[str], typer.Option("--discriminator", help="F
 Classes = Annotated[Optional[int], typer.Option("--classes", min=1, help="Classes of a one-hot conditional teacher, which no file tells.")]  # noqa: UP045
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Data = Annotated[Optional[str], typer.Option("--data", help="Real images, or what a translator translates: a folder, a zip, an .npz or MNIST idx files.")]  # noqa: UP045
+Direction = Annotated[Optional[str], typer.Option("--direction", metavar="AtoB|BtoA", help="Of --data that holds both sides of pairs.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 ReaderOption = Annotated[Optional[list[str]], typer.Option("--reader", metavar="KEY=VALUE", help="What no file tells: nc=1, output=linear, truncation=0.7.")]  # noqa: UP045
@@ -107,6 +108,8 @@ def distill(
     target_macs: Annotated[Optional[str], typer.Option(help="Choose ch_mul for so few multiply-adds: 4x fewer, or 10M.")] = None,  # noqa: UP045
     target_size: Annotated[Optional[str], typer.Option(help="Choose ch_mul for a float32 file of at most: 1MB.")] = None,  # noqa: UP045
     data: Data = None,
+    target: Annotated[Optional[str], typer.Option("--target", help="What a translator is to make of --data, where it lies apart.")] = None,  # noqa: UP045
+    direction: Direction = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Run folder; a run in it goes on. Default: a new one under ./runs.")] = None,  # noqa: UP045
     kimg: Annotated[Optional[float], typer.Option("--kimg", help="Thousands of images to train on.")] = None,  # noqa: UP045
     steps: Annotated[Optional[int], typer.Option("--steps", help="The same as a number of optimiser steps.")] = None,  # noqa: UP045
@@ -119,6 +122,7 @@ def distill(
     reader: ReaderOption = None,
     family: FamilyOption = None,
     key: Key = None,
+    recorded: Annotated[Optional[Path], typer.Option("--recorded", help="In place of a teacher: what `collect` wrote, or images with noises.npy.")] = None,  # noqa: UP045
     d_ch_mul: Annotated[Optional[float], typer.Option("--d-ch-mul", help="Width of the student's own discriminator; default: --ch-mul.")] = None,  # noqa: UP045
     fit_discriminator: Annotated[
         float | None, typer.Option("--fit-discriminator", metavar="KIMG", min=0.001, help="First train a discriminator for a teacher that has none.")
@@ -154,7 +158,7 @@ def distill(
         teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
         reader_options=_reader_options(classes, reader, family, key),
         target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
-        fit_discriminator=fit_discriminator,
+        fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction,
     )  # fmt: skip
     screens.show_plan(plan)
     if dry_run:
@@ -172,11 +176,43 @@ def distill(
     typer.echo(f"student: {path}   next: gancompress eval {plan.run_dir}")
 
 
+@app.command()
+def collect(
+    teacher: Annotated[str, typer.Argument(help="The teacher: a path, owner/name of the Hub, sample:NAME, module:file.py:factory.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the recording; one of the same settings goes on.")],
+    num: Annotated[Optional[int], typer.Option("--num", help="Pairs to record.")] = None,  # noqa: UP045
+    per_class: Annotated[Optional[int], typer.Option("--per-class", help="Pairs of each class exactly, in place of --num with uniform labels.")] = None,  # noqa: UP045
+    truncation: Annotated[Optional[float], typer.Option(help="The family's own; of one without, z = T * (a normal within [-2, 2]) as TinyGAN.")] = None,  # noqa: UP045
+    classes: Annotated[Optional[str], typer.Option("--classes", help="Of a conditional teacher, those to record: 3,7-9. Default: all.")] = None,  # noqa: UP045
+    image_format: Annotated[str, typer.Option("--format", help="png or webp-lossless (8 bits), or float16.")] = "png",
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    reader: ReaderOption = None,
+) -> None:
+    """Record a teacher's latents, labels and images, for distill --recorded. The same command resumes; torchrun ranks share the work."""
+    from gancompress import console, screens
+    from gancompress.collecting import prepare, record
+
+    _device(device)
+    recording = prepare(
+        teacher, out, num=num, per_class=per_class, truncation=truncation, classes=classes, image_format=image_format, batch_size=batch_size, seed=seed,
+        device=device, reader_options=_reader_options(None, reader),
+    )  # fmt: skip
+    first = recording.rank == 0  # the others work in silence
+    if first:
+        screens.show_recording(recording)
+    with console.reporter(recording.left, 1, "pair") if first else console.Silent() as reporter:
+        path = record(recording, reporter)
+    typer.echo(f"recorded: {path}")
+
+
 @app.command("eval")
 def evaluate(
     student: Annotated[Optional[str], typer.Argument(help="A student or a run folder; default: the newest finished run under ./runs.")] = None,  # noqa: UP045
     against: Annotated[Optional[str], typer.Option("--against", help="The teacher; default: the one the run was made from.")] = None,  # noqa: UP045
     data: Data = None,
+    direction: Direction = None,
     num_images: Annotated[int, typer.Option("--num-images", min=2)] = 5000,
     feature_extractor: Annotated[Optional[str], typer.Option(help="inception (the default), digits, or a torchvision MobileNetV2 file.")] = None,  # noqa: UP045
     weights: Annotated[Optional[str], typer.Option(help="Inception weights, where they cannot be downloaded.")] = None,  # noqa: UP045
@@ -205,7 +241,7 @@ def evaluate(
     teacher = load_gan(against, options=options) if against else None
     translators = [g for g in (gan, teacher) if g and not g.arch.nz]
     for translator in translators:
-        feed_translator(translator, data)
+        feed_translator(translator, data, direction)
     images = Images(data, gan.arch.resolution, gan.arch.nc) if data and not translators else None
     extractor: Extractor | None = None
     if feature_extractor or weights or images or teacher:
@@ -230,6 +266,7 @@ def sample(
     label: Annotated[Optional[int], typer.Option("--label", min=0, help="Class to draw, of a conditional network.")] = None,  # noqa: UP045
     seed: Seed = 0,
     data: Data = None,
+    direction: Direction = None,
     classes: Classes = None,
     reader: ReaderOption = None,
     device: Device = "auto",
@@ -238,7 +275,7 @@ def sample(
     from gancompress import api
 
     options = _reader_options(classes, reader)
-    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, data=data, device=_device(device), **options)
+    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, data=data, direction=direction, device=_device(device), **options)
     typer.echo(f"samples: {path}")
 
 

@@ -82,9 +82,12 @@ class Schedule(_Model):
 
 
 class Data(_Model):
-    """``mirror``: real images are flipped left to right at random."""
+    """``mirror``: real images are flipped left to right at random. Of a translator's images: ``paired``: each input has a target of its
+    own; ``jitter``: images are loaded so many times larger, and cropped at random."""
 
     mirror: bool = False
+    paired: bool = True
+    jitter: Annotated[float, Field(ge=1, le=2)] = 1.0
 
 
 class Output(_Model):
@@ -210,6 +213,9 @@ def _explain(error: ValidationError, prefix: str, model: type[BaseModel]) -> lis
             found.append(f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"))
         elif item["type"] == "missing":
             found.append(f"{where}: missing")
+        elif item["type"] == "value_error":  # our own words; of keys that do not go together where there are several
+            value = "" if isinstance(item["input"], dict) else f"={item['input']!r}"
+            found.append(f"{where.rstrip('.')}{value}: {item['ctx']['error']}")
         else:
             found.append(f"{where}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
     return found

@@ -18,6 +18,12 @@ stderr = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 class Silent:
     """Says nothing; for use from Python."""
 
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
     def progress(self, step: int, terms: dict[str, float], images_per_second: float) -> None:
         pass
 
@@ -33,8 +39,8 @@ def duration(seconds: float) -> str:
 class Plain:
     """One line at most every ten seconds."""
 
-    def __init__(self, steps: int, batch_size: int) -> None:
-        self.steps, self.batch_size, self.last = steps, batch_size, 0.0
+    def __init__(self, steps: int, batch_size: int, unit: str) -> None:
+        self.steps, self.batch_size, self.unit, self.last = steps, batch_size, unit, 0.0
 
     def progress(self, step: int, terms: dict[str, float], images_per_second: float) -> None:
         now = time.monotonic()
@@ -43,7 +49,7 @@ class Plain:
         self.last = now
         left = (self.steps - step) * self.batch_size / images_per_second
         said = "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
-        stderr.print(f"step {step}/{self.steps}  {images_per_second:.0f} images/s  {duration(left)} left  {said}", highlight=False)
+        stderr.print(f"{self.unit} {step}/{self.steps}  {images_per_second:.0f} images/s  {duration(left)} left  {said}", highlight=False)
 
     def note(self, text: str) -> None:
         stderr.print(text, highlight=False, markup=False)
@@ -58,8 +64,8 @@ class Plain:
 class Live(Plain):
     """A bar that moves, with images/s, time left and every loss term."""
 
-    def __init__(self, steps: int, batch_size: int) -> None:
-        super().__init__(steps, batch_size)
+    def __init__(self, steps: int, batch_size: int, unit: str) -> None:
+        super().__init__(steps, batch_size, unit)
         columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[said]}"))
         self.bar = Progress(*columns, console=stderr)
         self.task = self.bar.add_task("", total=steps, said="")
@@ -79,8 +85,8 @@ class Live(Plain):
         self.bar.stop()
 
 
-def reporter(steps: int, batch_size: int) -> Plain:
-    return (Live if stderr.is_terminal else Plain)(steps, batch_size)
+def reporter(steps: int, batch_size: int, unit: str = "step") -> Plain:
+    return (Live if stderr.is_terminal else Plain)(steps, batch_size, unit)
 
 
 def number(value: Any) -> str:

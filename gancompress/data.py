@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from gancompress.config import Schedule
 from gancompress.errors import GanCompressError, MissingError, UsageError
-from gancompress.gan import GAN, Batch
+from gancompress.gan import GAN, Batch, Translation
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CACHE_BYTES = 4 << 30
 #: random streams: what is drawn with the same seed and step must not be the same numbers
-LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT, MIRROR, STANDING = range(10)
+LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT, MIRROR, STANDING, RECORDED = range(11)
 
 
 def seed_for(*parts: int) -> int:
@@ -71,19 +71,20 @@ class Images:
     """Real images at one resolution: an image folder, a zip of images, an .npz, or MNIST idx files.
 
     Each is cropped to its central square, resized and made grey or RGB when first used, and kept as uint8. An image that cannot
-    be read is named in ``unreadable`` and the next one takes its place.
+    be read is named in ``unreadable`` and the next one takes its place. ``half``: each picture is two side by side, and one of them is
+    taken; ``array_name``: the one of an .npz to take.
 
     Raises:
         MissingError: nothing there, or not one readable image. UsageError: an array of a shape that is no image set.
     """
 
-    def __init__(self, source: str, resolution: int, nc: int) -> None:
+    def __init__(self, source: str, resolution: int, nc: int, *, half: Literal["left", "right"] | None = None, array_name: str | None = None) -> None:
         path = Path(source).expanduser()
         if not path.exists():
             raise MissingError(f"{source}: no such file or directory", "--data takes a folder or zip of images, an .npz, or MNIST idx files")
         if nc not in (1, 3):
             raise UsageError(f"real images are grey or RGB; this network makes {nc} channels")
-        self.source, self.resolution, self.nc = source, resolution, nc
+        self.source, self.resolution, self.nc, self.half = source, resolution, nc, half
         self.labels: Tensor | None = None
         self.unreadable: list[str] = []
         self._draw: Callable[[int], Image.Image]
@@ -91,7 +92,7 @@ class Images:
         if path.is_dir():
             self._open_folder(path)
         elif zipfile.is_zipfile(path) and path.suffix == ".npz":
-            self._open_npz(path)
+            self._open_npz(path, array_name)
         elif zipfile.is_zipfile(path):
             self._open_zip(path)
         elif (array := _read_idx(path)) is not None:
@@ -138,14 +139,14 @@ class Images:
         self._draw = lambda i: Image.open(io.BytesIO(archive.read(self.names[i])))
         self.fingerprint = _hash_file(path)
 
-    def _open_npz(self, path: Path) -> None:
+    def _open_npz(self, path: Path, wanted: str | None) -> None:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 names = arrays.files
-                name = "x_train" if "x_train" in names else names[0] if len(names) == 1 else None
+                name = wanted or ("x_train" if "x_train" in names else names[0] if len(names) == 1 else None)
                 if name is None:
                     raise UsageError(f"{path}: it holds {', '.join(names)}; an .npz needs x_train or one single array")
-                self._open_array(arrays[name], path.name)
+                self._open_array(arrays[name], f"{path.name}/{wanted}" if wanted else path.name)
                 label = next((n for n in ("y_train", "labels") if n in names), None)
                 if label and arrays[label].shape == (len(self),):
                     self.labels = torch.from_numpy(arrays[label].astype(np.int64))
@@ -167,7 +168,15 @@ class Images:
         self.names = [f"{name}[{i}]" for i in range(len(array))]
         self._draw = lambda i: Image.fromarray(array[i])
 
-    def _load(self, index: int) -> Tensor | None:
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(width, height) of one picture as it is stored, or None where it cannot be read."""
+        try:
+            with self._draw(index) as picture:
+                return picture.size
+        except Exception:  # as in load
+            return None
+
+    def load(self, index: int) -> Tensor | None:
         """One image as uint8 (nc, R, R), or None where it cannot be read."""
         if index in self._bad:
             return None
@@ -177,6 +186,9 @@ class Images:
             with self._draw(index) as picture:
                 if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip to 255
                     picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+                if self.half:
+                    middle = picture.width // 2
+                    picture = picture.crop((0, 0, middle, picture.height) if self.half == "left" else (middle, 0, 2 * middle, picture.height))
                 side = min(picture.size)
                 left, top = (picture.width - side) // 2, (picture.height - side) // 2
                 picture = picture.convert("RGB" if self.nc == 3 else "L").crop((left, top, left + side, top + side))
@@ -195,12 +207,12 @@ class Images:
         """uint8 (N, nc, R, R) and labels (N,) or None."""
         images, used = [], []
         for index in indices.tolist():
-            image = self._load(index)
+            image = self.load(index)
             while image is None:
                 if len(self._bad) == len(self):
                     raise MissingError(f"{self.source}: not one of its {len(self)} images can be read (first: {self.unreadable[0]})")
                 index = (index + 1) % len(self)
-                image = self._load(index)
+                image = self.load(index)
             images.append(image)
             used.append(index)
         return torch.stack(images), self.labels[used] if self.labels is not None else None
@@ -276,6 +288,12 @@ class TeacherPool:
         return torch.stack([z[r] for (z, _), r in rows]), torch.stack(labels) if labels else None, images
 
 
+class Pairs(Protocol):
+    """A teacher's images beside what they were drawn from, as an endless sequence: latents (N, nz), labels (N,) or None, images in [-1, 1]."""
+
+    def take(self, start: int, count: int, attempt: int = 0) -> tuple[Tensor, Tensor | None, Tensor]: ...
+
+
 @torch.no_grad()
 def draw(gan: GAN, inputs: Tensor, condition: Tensor | None, device: torch.device) -> Tensor:
     """Images of a frozen GAN, on the device."""
@@ -285,16 +303,29 @@ def draw(gan: GAN, inputs: Tensor, condition: Tensor | None, device: torch.devic
 class Batches:
     """``batches(step, substep, part) -> Batch``: part ``part`` of ``accumulate`` equal ones of that batch.
 
-    ``attempt`` changes every stream: a retry after a divergence sees other data.
+    ``attempt`` changes every stream: a retry after a divergence sees other data. A recorded teacher gives ``pairs`` (latents and the
+    teacher's images of them) and ``others`` (its images in an order of their own) in place of what is drawn.
     """
 
     def __init__(
-        self, sampler: GAN, teacher: GAN | None, images: Images | None, schedule: Schedule, *, mirror: bool, seed: int, pool: int, device: torch.device
-    ) -> None:
-        self.sampler, self.teacher, self.images, self.schedule = sampler, teacher, images, schedule
+        self, sampler: GAN, teacher: GAN | None, images: Images | Translation | None, schedule: Schedule, *, mirror: bool, seed: int, pool: int,
+        device: torch.device, pairs: Pairs | None = None, others: Pairs | None = None,
+    ) -> None:  # fmt: skip
+        self.sampler, self.teacher, self.schedule = sampler, teacher, schedule
+        self.images = images if isinstance(images, Images) else None
+        self.translation = None if isinstance(images, Images) else images
         self.mirror, self.seed, self.device = mirror, seed, device
         self.attempt = 0
-        self._pool = TeacherPool(teacher, pool, schedule.batch_size // schedule.accumulate, seed, device) if pool and teacher else None
+        self._pairs, self._others = pairs, others
+        if pool and teacher and not pairs:
+            self._pairs = TeacherPool(teacher, pool, schedule.batch_size // schedule.accumulate, seed, device)
+
+    def pictures(self, n: int, of_teacher: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Latents, labels and, where it is asked for and there is one, the teacher's images of them: those of a run's pictures."""
+        if self._pairs is not None and self._others is not None:  # a recorded teacher draws no others
+            return self._pairs.take(0, n)
+        z, c = self.sampler.sample(n, rng(self.seed, PICTURES))
+        return z, c, draw(self.teacher, z, c, self.device) if self.teacher and of_teacher else None
 
     def __call__(self, step: int, substep: int, part: int = 0) -> Batch:
         index, size = step * self.schedule.d_steps + substep, self.schedule.batch_size
@@ -307,13 +338,19 @@ class Batches:
             return z[rows].to(self.device), c[rows].to(self.device) if c is not None else None
 
         pooled: Tensor | None = None
-        if self._pool is not None:
-            z, c, pooled = self._pool.take(start, n, self.attempt)
+        targets: Tensor | None = None
+        if self.translation is not None:
+            inputs, targets = (x.to(self.device) for x in self.translation.take(start, n, self.seed, self.attempt))
+            condition = inputs if self.translation.beside else None
+        elif self._pairs is not None:
+            z, c, pooled = self._pairs.take(start, n, self.attempt)
             inputs, condition = z.to(self.device), c.to(self.device) if c is not None else None
         else:
             inputs, condition = drawn(self.sampler, LATENTS)
 
         def real() -> tuple[Tensor, Tensor | None]:
+            if targets is not None:
+                return targets, condition
             if self.images is None:
                 return unpaired()
             found, labels = self.images[positions(start, n, len(self.images), self.seed, self.attempt, REAL)]
@@ -330,9 +367,14 @@ class Batches:
             return draw(self.teacher, inputs, condition, self.device)
 
         def unpaired() -> tuple[Tensor, Tensor | None]:
+            if self._others is not None:
+                _, c, images = self._others.take(start, n, self.attempt)
+                return images.to(self.device), c.to(self.device) if c is not None else None
             if self.teacher is None:
                 raise GanCompressError("images are needed, and there are neither real ones nor a teacher")
             z, c = drawn(self.teacher, FALLBACK)
+            if self.translation is not None and self.translation.beside:
+                c = z
             return draw(self.teacher, z, c, self.device), c
 
-        return Batch(inputs, condition, step, step * size / 1000, real, teacher, unpaired)
+        return Batch(inputs, condition, step, step * size / 1000, real, teacher, unpaired, self.translation is not None and self.translation.paired)

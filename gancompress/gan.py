@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class Family:
     build_arch: Callable[[Any, Mapping[str, Any]], Any]
     #: (arch, part) -> for each tensor of that network, the channel group of each axis (None: never sliced)
     axes: Callable[[Any, Part], Axes]
-    #: arch -> arch whose discriminator is a function of one image alone (no batch statistics), for gradient penalties
+    #: arch -> arch whose discriminator has no BatchNorm, for gradient penalties; a minibatch deviation stays, for PGGAN and StyleGAN2 take theirs through it
     batch_free: Callable[[Any], Any]
     #: options of ``read``: what no file tells, such as classes
     options: frozenset[str] = frozenset()
@@ -145,13 +145,14 @@ def state_hash(state: StateDict) -> str:
 class Batch:
     """One batch, a function of (seed, step, substep) alone. Real and teacher images are made when first asked for."""
 
-    inputs: Tensor  # (N, nz)
-    condition: Tensor | None  # (N,) int64
+    inputs: Tensor  # (N, nz), or a translator's images (N, nc_in, H, W)
+    condition: Tensor | None  # labels (N,) int64; of a translator whose discriminator sees inputs beside outputs: the inputs
     step: int  # of the student's optimiser, from 0
     kimg: float  # thousands of images its optimiser has seen before this step
     draw_real: Callable[[], tuple[Tensor, Tensor | None]] = field(repr=False)
     draw_teacher: Callable[[], Tensor] = field(repr=False)
     draw_unpaired: Callable[[], tuple[Tensor, Tensor | None]] = field(repr=False)
+    paired: bool = False  # ``real`` is what a translator is to make of ``inputs``
 
     @cached_property
     def real_and_condition(self) -> tuple[Tensor, Tensor | None]:
@@ -175,6 +176,16 @@ class Batch:
     def unpaired(self) -> tuple[Tensor, Tensor | None]:
         """The teacher's images (N, C, H, W) of latents of its own, independent of ``inputs``, and their labels (N,)."""
         return self.draw_unpaired()
+
+
+class Translation(Protocol):
+    """Inputs of a translator and targets, as an endless sequence. ``paired``: a target is that of the input at its place; ``beside``:
+    discriminators see inputs beside outputs."""
+
+    paired: bool
+    beside: bool
+
+    def take(self, start: int, count: int, *seed: int) -> tuple[Tensor, Tensor]: ...
 
 
 def parse_arch(arch_type: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def natural_key(text: str) -> list[tuple[int, int | str]]:
     return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", text) if p]
 
 
+def nearest_multiple(size: int, step: int, least: int) -> int:
+    """The multiple of ``step`` from ``least`` on that is nearest to ``size``."""
+    return max(least, (size + step // 2) // step * step)
+
+
 def scale_width(width: int, ch_mul: float) -> int:
     """``width * ch_mul`` as a whole number of channels, at least 1.
 

@@ -382,7 +382,8 @@ def _assemble(source: str, path: Path, container: str, size: int, networks: list
     for network in parts:
         for key, value in network.reading.fields.items():
             if key in fields and fields[key] != value and key in SHARED_FIELDS:
-                raise UsageError(f"{parts[0].where} has {key} {fields[key]}, {network.where} has {value}: they do not belong together")
+                hint = "a conditional discriminator may have its labels among its channels: --classes N --reader nc=C" if key == "nc" else ""
+                raise UsageError(f"{parts[0].where} has {key} {fields[key]}, {network.where} has {value}: they do not belong together", hint)
             fields[key] = value
     found.arch = found.family.build_arch(None, fields)
     return found

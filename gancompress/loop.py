@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gancompress.checkpoint import atomic_write, load_state, save_state, write_failure
 from gancompress.config import Recipe, Schedule
-from gancompress.data import PICTURES, STANDING, STEP, Batches, draw, rng, seed_for
+from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
 from gancompress.errors import DivergedError, StoppedError
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss
@@ -88,21 +88,21 @@ def _adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, float],
 
 
 def standing_statistics(generator: nn.Module, sampler: GAN, batches: int, batch_size: int, seed: int, device: torch.device) -> None:
-    """BatchNorm statistics of a generator as the plain mean over so many batches (Brock et al. 2019, arXiv:1809.11096, §3)."""
+    """BatchNorm statistics of a generator as the plain mean over so many batches (Brock et al. 2019, arXiv:1809.11096, §3).
 
-    class Drawn(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.generator = generator
-
-        def forward(self, index: int) -> Tensor:
-            z, c = sampler.sample(batch_size, rng(seed, STANDING, index))
-            images: Tensor = self.generator(z.to(device), None if c is None else c.to(device))
-            return images
-
-    mode = generator.training
-    torch.optim.swa_utils.update_bn(range(batches), Drawn())
-    generator.train(mode)
+    Nothing else moves: spectral norms stay as they are.
+    """
+    norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a plain mean
+        norm.train()
+    for index in range(batches if norms else 0):
+        draw(GAN(sampler.family, sampler.arch, generator), *sampler.sample(batch_size, rng(seed, STANDING, index)), device)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 class Trainer:
@@ -120,7 +120,8 @@ class Trainer:
             self.d_opt, self.d_lr = _adam(critics, optim.d_lr, optim.d_betas, optim.eps, loss.d_every)
         self.step = 0
         self.attempt = 0
-        self.sums: dict[str, Tensor] = {}  # of each term since the last log line
+        self.sums: dict[str, Tensor] = {}  # of each term since the last log line, and the weights that its values had
+        self.counts: dict[str, float] = {}
         self.first_bad = torch.tensor(-1, device=next(self.student.parameters()).device)
 
     def state(self) -> dict[str, Any]:
@@ -135,6 +136,7 @@ class Trainer:
             "g_opt": self.g_opt.state_dict(),
             "d_opt": self.d_opt.state_dict() if self.d_opt else None,
             "sums": self.sums,
+            "counts": self.counts,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -146,6 +148,7 @@ class Trainer:
         if self.d_opt:
             self.d_opt.load_state_dict(state["d_opt"])
         self.sums = {k: v.to(self.first_bad.device) for k, v in state["sums"].items()}
+        self.counts = dict(state["counts"])
         self.first_bad.fill_(-1)
 
     def bad_step(self, check_weights: bool) -> int | None:
@@ -192,6 +195,7 @@ class Trainer:
                 loss.after_discriminator_step()
             if loss.d_every and self.step % loss.d_every == 0:
                 self._update(self.d_opt, lambda part: loss.discriminator_regulariser(batches(self.step, last, part)), self.d_lr * share, loss.d_every)
+                loss.after_discriminator_step()
             loss.critics.requires_grad_(False)
         self._update(self.g_opt, student_terms, self.g_lr * share)
         if loss.g_every and self.step % loss.g_every == 0:
@@ -223,10 +227,12 @@ class Trainer:
     def _record(self, terms: dict[str, Tensor], weight: float) -> None:
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double() * weight
+            self.counts[name] = self.counts.get(name, 0.0) + weight
 
-    def take_means(self, steps: int) -> dict[str, float]:
-        means = {name: float(value) / steps for name, value in self.sums.items()}
-        self.sums = {}
+    def take_means(self) -> dict[str, float]:
+        """The mean of each term over the steps since the last log line that had it."""
+        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return means
 
 
@@ -268,9 +274,7 @@ def _every(kimg: float, batch_size: int) -> int:
     return max(1, round(kimg * 1000 / batch_size))
 
 
-def train(
-    student: GAN, teacher: GAN | None, loss: DistillationLoss, recipe: Recipe, batches: Batches, run_dir: Path, reporter: Reporter, device: torch.device
-) -> GAN:
+def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches, run_dir: Path, reporter: Reporter, device: torch.device) -> GAN:
     """Train ``student`` to the end of the schedule and return it with its averaged weights.
 
     ``run_dir`` gets log.jsonl, samples/*.png and state.pt. A state already there is gone on from; on a CPU the result is then
@@ -291,9 +295,8 @@ def train(
     log = Log(run_dir / "log.jsonl", trainer.step)
     n, steps = recipe.schedule.batch_size, recipe.schedule.steps
     log_every, picture_every, save_every = (_every(k, n) for k in (recipe.output.log_kimg, recipe.output.pictures_kimg, recipe.output.save_kimg))
-    shown = batches.sampler.sample(16, rng(recipe.seed, PICTURES))
+    latents, labels, paired = batches.pictures(16, "teacher_images" in loss.needs)
     averaged = GAN(student.family, student.arch, trainer.ema.net)
-    paired = draw(teacher, *shown, device) if teacher and "teacher_images" in loss.needs else None
     clock, clock_step, first_step, told_memory = time.monotonic(), trainer.step, trainer.step, False
 
     with StopRequest().installed() as stop:
@@ -316,13 +319,12 @@ def train(
                 clock, clock_step = time.monotonic(), trainer.step
                 continue
             if logs or step == steps:
-                since = step % log_every or log_every
                 rate = (step - clock_step) * n / max(time.monotonic() - clock, 1e-9)
-                means = trainer.take_means(since)
+                means = trainer.take_means()
                 log.write(step=step, kimg=step * n / 1000, **means, images_per_s=round(rate, 1))
                 reporter.progress(step, means, rate)
             if step % picture_every == 0 or step == steps:
-                images = draw(averaged, *shown, device)
+                images = draw(averaged, latents, labels, device)
                 save_comparison(run_dir / "samples" / f"step-{step:07d}.png", paired, images)
                 if paired is not None:
                     log.write(step=step, kimg=step * n / 1000, paired_mse=float((images - paired).square().mean()))

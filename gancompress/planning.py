@@ -16,7 +16,7 @@ from torch import nn
 from gancompress.checkpoint import load_state, save_networks
 from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
-from gancompress.data import INIT, Batches, Images, rng, seed_for
+from gancompress.data import FALLBACK, INIT, LATENTS, Batches, Images, rng, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
 from gancompress.families import family_of
 from gancompress.gan import GAN, Family
@@ -26,6 +26,8 @@ from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
 from gancompress.losses.gan import AdversarialWeights, Fit
+from gancompress.pairs import ImagePairs, channels_seen, holds_both, open_pairs, sides, takes_pairs
+from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
 from gancompress.students import exact_widths, initialise, starting_point, student_arch, target_width
 
@@ -42,7 +44,7 @@ class Plan:
     teacher: GAN | None
     student: GAN
     loss: DistillationLoss
-    images: Images | None
+    images: Images | ImagePairs | None
     run_dir: Path
     device: torch.device
     identity: dict[str, Any]
@@ -57,7 +59,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.student_cost = gan_cost(self.student)
-        self.teacher_cost = gan_cost(self.teacher) if self.teacher else None
+        self.teacher_cost = gan_cost(self.teacher) if self.teacher and not isinstance(self.teacher.generator, Unknown) else None
 
     @property
     def finished(self) -> bool:
@@ -86,13 +88,31 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+#: what teacher and student must have in common for a need, and why
+COMMON = {
+    "teacher_images": (("nz", "classes", "resolution", "nc"), "teacher and student see the same latents and make comparable images"),
+    "teacher_samples": (("classes", "resolution", "nc"), "one critic judges the images of both"),
+    "teacher_discriminator": (("classes", "resolution", "nc"), "the teacher's discriminator is to judge the student's images"),
+}
+
+
 def _check_pair(teacher: GAN, student: GAN, loss: type[DistillationLoss]) -> None:
-    if "teacher_images" not in loss.needs:
-        return
-    for key in ("nz", "classes", "resolution", "nc"):
-        a, b = getattr(teacher.arch, key), getattr(student.arch, key)
-        if a != b:
-            raise UsageError(f"teacher and student see the same latents and make comparable images, but {key} is {a} and {b}")
+    for keys, why in (COMMON[need] for need in sorted(loss.needs & COMMON.keys(), reverse=True)):
+        for key in keys:
+            a, b = getattr(teacher.arch, key), getattr(student.arch, key)
+            if a != b:
+                raise UsageError(f"{why}, but {key} is {a} in the teacher and {b} in the student")
+
+
+def _deviation_notes(gans: Iterable[GAN], part: int) -> list[str]:
+    """A sentence where what the networks see at once is no multiple of a discriminator's group for its minibatch deviation."""
+    archs = [vars(gan.arch) for gan in gans]
+    groups = {a["d_std_group"] for a in archs if a.get("d_std")} | {a["d_group"] for a in archs if a.get("d_stddev", "none") != "none"}
+    return [
+        f"{part} images at once are no multiple of the minibatch deviation's group of {group}: it is taken over other groups"
+        for group in sorted(groups - {0})
+        if part % group
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------- the plan
@@ -113,6 +133,9 @@ def make_plan(
     target_size: str | None = None,
     steps: int | None = None,
     fit_discriminator: float | None = None,
+    target: str | None = None,
+    direction: str | None = None,
+    recorded: str | Path | None = None,
 ) -> Plan:
     """Check everything and build teacher, student and loss; nothing is written.
 
@@ -126,45 +149,63 @@ def make_plan(
     targets = (target_params, target_macs, target_size)
     numbers = _numbers(recipe, overrides, steps, any(targets))
     loss_type = LOSSES[numbers.loss]
-    if teacher is None and loss_type.needs & OF_TEACHER:
+    if teacher is None and recorded is None and loss_type.needs & OF_TEACHER:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
+    if teacher is None and recorded is None and fit_discriminator is not None:
+        raise UsageError(f"--fit-discriminator {fit_discriminator:g}: there is no teacher to train one for", "leave it out")
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
+    if recorded is not None:
+        source = _recorded_teacher(str(recorded), teacher, discriminator, reader_options)
+    if source and source.arch.nz and "translator" in loss_type.needs:
+        raise UsageError(f"recipe {recipe!r} is for image translators, and {source.source} takes latents", "gancompress recipes lists the others")
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
+    notes = [source.told] if isinstance(source, RecordedTeacher) else []
+    with_pairs = takes_pairs(loss_type, numbers, source, data, target, direction)
+    if with_pairs and (seen := channels_seen(numbers, source)):
+        overrides.append(("student.arch.d_nc", seen))
+        notes.append(f"discriminators see {'inputs beside outputs, as in pix2pix' if numbers.data.paired else 'outputs alone'} (student.arch.d_nc={seen})")
+        numbers = load_recipe(recipe, overrides)
+    teacher_hash = source.sha256() if source else None  # before it is given a discriminator that is yet to be trained
     fits = source is not None and _add_discriminator(source, recipe, loss_type, fit_discriminator, data)
-    nc = _grey_or_rgb(data) if data and source is None else None
+    nc = _grey_or_rgb(data) if data and source is None and not with_pairs else None
     family, full, arch = student_arch(numbers, source, nc)
-    notes: list[str] = []
     if chosen := target_width(source, family, full, *targets):
         overrides.append(("student.ch_mul", chosen[0]))
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
         arch = student_arch(numbers, source, nc)[2]
-    inputs = feed_translator(source, data) if source and not source.arch.nz else None
-    if inputs and "real" in loss_type.needs:
-        raise UsageError(f"recipe {recipe!r} needs real images of what a translator makes, and --data is what it translates", "--recipe mse")
+    pairs, more = open_pairs(str(data), target, arch, numbers, direction, source) if with_pairs else (None, [])
+    notes += more
+    inputs = pairs or (feed_translator(source, data, direction) if source and not source.arch.nz else None)
     if teacher and numbers.schedule.teacher_pool % numbers.schedule.batch_size:
         pool, size = numbers.schedule.teacher_pool, numbers.schedule.batch_size
         raise UsageError(f"schedule.teacher_pool={pool}: it must be a multiple of the batch size {size}")
-    images = _real_images(data, arch) if data and not inputs and "real" in loss_type.needs | loss_type.uses else None
+    images: Images | ImagePairs | None = pairs
+    if data and not inputs and "real" in loss_type.needs | loss_type.uses:
+        images = _real_images(data, arch)
     if data and not images and not inputs:
         notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
-    if inputs:
+    if inputs and not pairs:
         notes.append(f"{len(inputs):,} images of {data} are what teacher and student translate")
+        if target:
+            notes.append(f"recipe {recipe} takes no targets: --target {target} is not used")
     if "real" in loss_type.uses and images is None:
         notes.append("the teacher's own samples stand in for real images")
     student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
-    part = numbers.schedule.batch_size // numbers.schedule.accumulate
-    more += loss.check(numbers.schedule.kimg, part)
+    schedule = numbers.schedule
+    more += loss.check((schedule.steps - 1) * schedule.batch_size / 1000, schedule.batch_size)
+    if loss.critics:
+        more += _deviation_notes([student, *([source] if source else [])], schedule.batch_size // schedule.accumulate)
     if images and len(images) < numbers.schedule.batch_size:
         more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
     if fits:
         more.append(f"the teacher has no discriminator: one is first trained for {fit_discriminator:g} kimg against its frozen generator and {data}")
-    if inputs or (arch.classes and images is not None and images.labels is None):
-        _check_critic(loss, arch, str(data))
+    if inputs or (arch.classes and isinstance(images, Images) and images.labels is None):
+        _check_critic(loss, arch, str(data), pairs is not None and pairs.beside)
     identity: dict[str, Any] = {
         "recipe": numbers.model_dump(mode="json"),
-        "teacher": {"options": reader_options or {}, "sha256": source.sha256()} if source else None,
+        "teacher": {"options": reader_options or {}, "sha256": teacher_hash} if source else None,
         "data": {"sha256": used.fingerprint} if (used := images or inputs) else None,
         "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
     }
@@ -178,12 +219,29 @@ def make_plan(
     refuse_foreign(run_dir, identity)
     pinned = source.source if source and source.source.startswith(SCHEME) else None  # a branch on the Hub may move
     sources = {"teacher": pinned or _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
+    if target:
+        sources["target"] = _absolute(target)
+    if recorded is not None:
+        sources["recorded"] = _absolute(str(recorded))
     fit_kimg = (fit_discriminator or 0.0) if fits else 0.0
     return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, fit_kimg, start, notes + more)
 
 
+def _recorded_teacher(folder: str, teacher: str | None, discriminator: str | None, reader_options: dict[str, Any] | None) -> RecordedTeacher:
+    """The recording that stands in for a teacher.
+
+    Raises:
+        MissingError: as ``Recorded``. UsageError: something is asked for that only the network itself could give.
+    """
+    if teacher is not None:
+        raise UsageError(f"two teachers: {teacher} and --recorded {folder}")
+    if discriminator is not None or reader_options:
+        raise UsageError("--recorded: a recording is no checkpoint; --discriminator and reader options are for one")
+    return RecordedTeacher(Recorded(folder))
+
+
 def _build(
-    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | None
+    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | ImagePairs | None
 ) -> tuple[GAN, DistillationLoss, GAN | None, list[str]]:
     """(student with its first weights, loss, what it starts from, what is worth telling), each drawn from a random stream of its own."""
     torch.manual_seed(seed_for(numbers.seed, INIT, 0))
@@ -192,7 +250,8 @@ def _build(
         _check_pair(teacher, student, loss_type)
     start = starting_point(numbers, student)
     notes = initialise(numbers, teacher, student, start)
-    if teacher and "teacher_images" in loss_type.needs and not torch.equal(teacher.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
+    live = None if isinstance(teacher, RecordedTeacher) else teacher
+    if live and "teacher_images" in loss_type.needs and not torch.equal(live.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
         notes.append("the teacher's latents are truncated or scaled, and the student is trained on them; a student of this family draws its own from N(0, I)")
     loss, more = _make_loss(numbers, loss_type, teacher, student, start)
     return student, loss, start, notes + more + loss.notes
@@ -217,9 +276,15 @@ def _add_discriminator(source: GAN, recipe: str, loss: type[DistillationLoss], k
     Raises:
         MissingError: the recipe needs one, and there is none. UsageError: none can be made.
     """
-    if source.discriminator is not None or not (loss.needs | loss.uses) & {"teacher_discriminator"} or (kimg is None and "teacher_discriminator" in loss.uses):
+    wanted = "teacher_discriminator" in loss.needs | loss.uses
+    if kimg is not None and (source.discriminator is not None or not wanted):
+        why = f"{source.source} has a discriminator already" if wanted else f"recipe {recipe!r} takes no discriminator of the teacher"
+        raise UsageError(f"--fit-discriminator {kimg:g}: {why}", "leave it out")
+    if source.discriminator is not None or not wanted or (kimg is None and "teacher_discriminator" in loss.uses):
         return False
     others = [name for name in recipe_names() if "teacher_discriminator" not in LOSSES[load_recipe(name).loss].needs]
+    if isinstance(source, RecordedTeacher):
+        raise MissingError(f"recipe {recipe!r} needs the teacher's discriminator, and a recording has none", f"recipes without: {', '.join(others)}")
     if kimg is None:
         raise MissingError(
             f"recipe {recipe!r} needs the teacher's discriminator, and {source.source} has none",
@@ -248,8 +313,8 @@ def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, t
     return load_recipe(recipe, overrides)
 
 
-def _check_critic(loss: DistillationLoss, arch: Any, data: str) -> None:
-    """Whether the critic judges images alone, where there is nothing else to give it.
+def _check_critic(loss: DistillationLoss, arch: Any, data: str, beside: bool) -> None:
+    """Whether the critic judges images alone, or with a translator's input images (``beside``), where there is nothing else to give it.
 
     Raises:
         MissingError: it wants labels, or a translator's input images beside its output.
@@ -259,12 +324,19 @@ def _check_critic(loss: DistillationLoss, arch: Any, data: str) -> None:
     loss.eval()
     try:
         with torch.no_grad():
-            loss.critics["student"](torch.zeros(1, arch.nc, arch.resolution, arch.resolution), None)
+            image = torch.zeros(1, arch.nc, arch.resolution, arch.resolution)
+            loss.critics["student"](image, image.new_zeros(1, arch.nc_in, *image.shape[2:]) if beside else None)
     except ValueError as error:
         if not arch.nz:
-            raise UsageError(f"this discriminator judges inputs and outputs together ({error}), which no recipe here gives it", "--recipe mse") from None
+            hint = "--data A --target B gives it pairs, where the recipe takes them; or --recipe mse"
+            raise UsageError(f"this discriminator does not fit what it would be shown ({error})", hint) from None
         raise MissingError(
             f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels"
+        ) from None
+    except RuntimeError:  # more halvings than the image has
+        hint = "student.arch.d_widths=64,128 makes one of fewer layers, or a larger resolution"
+        raise UsageError(
+            f"images of {arch.resolution} x {arch.resolution} are too small for the discriminator of {len(arch.d_widths)} hidden layers", hint
         ) from None
     loss.train()
 
@@ -278,15 +350,19 @@ def _real_images(data: str, arch: Any) -> Images:
     return images
 
 
-def feed_translator(gan: GAN, data: str | None) -> Images:
-    """The images that an image translator is to be fed with, which it is given.
+def feed_translator(gan: GAN, data: str | None, direction: str | None = None) -> Images:
+    """The images that an image translator is to be fed with, which it is given. ``direction``: of data that holds inputs and targets.
 
     Raises:
         MissingError: none are named.
     """
     if data is None:
         raise MissingError(f"{gan.source} translates images, so it needs some", "--data FOLDER (or a zip of images, an .npz)")
-    images = Images(data, gan.arch.resolution, gan.arch.nc_in)
+    arch = gan.arch
+    if direction or holds_both(data):
+        images = sides(data, None, arch.resolution, (arch.nc_in, arch.nc), direction)[0]
+    else:
+        images = Images(data, arch.resolution, arch.nc_in)
     gan.inputs = images.inputs
     return images
 
@@ -323,9 +399,15 @@ def run_plan(plan: Plan, reporter: Reporter) -> Path:
 def _train(plan: Plan, reporter: Reporter) -> None:
     schedule, device = plan.recipe.schedule, plan.device
     facts = {"recipe": plan.recipe_name, "loss": plan.recipe.loss, "kimg": schedule.kimg, "seed": plan.recipe.seed}
-    if plan.teacher:
-        facts["teacher_sha256"] = plan.identity["teacher"]["sha256"]
+    recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
+    if plan.teacher and (known := recorded.teacher_sha256 if recorded else plan.identity["teacher"]["sha256"]):
+        facts["teacher_sha256"] = known
     draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
+
+    def feed(stream: int) -> Feed:
+        assert recorded is not None
+        return Feed(recorded, plan.recipe.seed, stream, device, schedule.accumulate)
+
     try:
         for part in (plan.teacher, plan.student, plan.loss):
             if part is not None:
@@ -334,8 +416,9 @@ def _train(plan: Plan, reporter: Reporter) -> None:
         batches = Batches(
             draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
             pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
+            pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
         )  # fmt: skip
-        done = train(plan.student, plan.teacher, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
+        done = train(plan.student, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
     except DivergedError:
         trainer = Trainer(plan.student, plan.loss, plan.recipe)
         trainer.load_state(load_state(plan.run_dir / "state.pt"))
@@ -370,7 +453,7 @@ def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
         )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         reporter.note(f"training a discriminator for the teacher: {plan.fit_kimg:g} kimg")
-        train(GAN(teacher.family, teacher.arch, teacher.generator), teacher, loss, recipe, batches, folder, reporter, plan.device)
+        train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device)
         critic: Any = loss.critics["student"]
         save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"})
     teacher.discriminator = build(find(str(path)), "discriminator").to(plan.device)

@@ -8,12 +8,14 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gancompress.checkpoint import atomic_write
 from gancompress.data import to_uint8
+
+#: panel of what discriminators say of images (Tian et al. 2021, Figure 8)
+SCORES = "scores"
 
 
 def _tile(images: Tensor, scale: int) -> Image.Image:
@@ -82,30 +84,39 @@ def save_scatter(path: Path, panels: list[tuple[str, Tensor, Tensor]]) -> None:
 
 
 def save_curves(log_path: Path, path: Path) -> None:
-    """Every term of the log against kimg, and the paired error on the fixed latents where it is known."""
+    """Every term of the log against kimg, and the paired error on the fixed latents where it is known; all scores in one panel."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    for line in log_path.read_text().splitlines():
-        entry = json.loads(line)
-        for key, value in entry.items():
-            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step"):
-                xs, ys = curves.setdefault(key, ([], []))
-                xs.append(entry["kimg"])
-                ys.append(value)
-    if not curves:
+    panels = _panels(log_path)
+    if not panels:
         return
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False, layout="constrained")
-    for axis, (name, (xs, ys)) in zip(axes[0], curves.items(), strict=True):
-        axis.plot(xs, ys, linewidth=1.2, marker="." if len(xs) < 30 else None)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
+    for axis, (name, curves) in zip(axes[0], panels.items(), strict=True):
+        for label, points in curves.items():
+            xs, ys = zip(*points, strict=True)
+            axis.plot(xs, ys, linewidth=1.2, marker="." if len(xs) < 30 else None, label=label.replace("_", " "))
         axis.set(title=name.replace("_", " "), xlabel="kimg")
-        if np.min(ys) > 0:
+        if min(y for points in curves.values() for _, y in points) > 0 and name != SCORES:
             axis.set_yscale("log")
+        if len(curves) > 1:
+            axis.legend(fontsize="small")
         axis.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     pyplot.close(figure)
     atomic_write(path, buffer.getvalue())
+
+
+def _panels(log_path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """{title: {curve: (kimg, value) of each log line that has it}}: the discriminators' scores together, each other term by itself."""
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for line in log_path.read_text().splitlines():
+        entry = json.loads(line)
+        for key, value in entry.items():
+            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step"):
+                panel = SCORES if key.startswith("score_") else key
+                panels.setdefault(panel, {}).setdefault(key, []).append((entry["kimg"], value))
+    return panels

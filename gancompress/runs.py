@@ -76,18 +76,18 @@ def default_dir(label: str, identity: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder, which is made if need be.
+def locked(folder: Path, name: str = LOCK, doing: str = "training", seconds: float = 0) -> Iterator[None]:
+    """Hold a folder, or the part of it that ``name`` stands for; it is made if need be. Another's hold is waited for so many seconds.
 
     Raises:
         UsageError: another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
+        lock = FileLock(folder / name, timeout=seconds)
         lock.acquire()
     except Timeout:
-        raise UsageError(f"{folder}: another process is training in this folder", "wait for it, or choose another --out") from None
+        raise UsageError(f"{folder}: another process is {doing} in this folder", "wait for it, or choose another --out") from None
     except OSError as error:
         raise GanCompressError(f"{folder}: cannot be written ({error.strerror or error})", "choose another directory with --out") from None
     try:

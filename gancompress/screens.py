@@ -7,6 +7,7 @@ import platform
 import shutil
 from typing import Any
 
+from gancompress.collecting import Recording
 from gancompress.console import number, size, stdout, table
 from gancompress.cost import device_name
 from gancompress.planning import Plan
@@ -86,11 +87,28 @@ def show_plan(plan: Plan) -> None:
 
 
 def _data_of(plan: Plan) -> str:
+    if plan.images:
+        return f"{plan.images.source}: {len(plan.images):,} {'inputs and their targets' if plan.student.inputs else 'images'}"
     if plan.student.inputs:
         return "what teacher and student translate"
-    if plan.images:
-        return f"{plan.images.source}: {len(plan.images):,} images"
     return "none given" if "real" in plan.loss.uses else "none: the recipe needs no real images"
+
+
+def show_recording(recording: Recording) -> None:
+    """What is to be recorded and what it takes: printed before it starts."""
+    settings, arch = recording.settings, recording.gan.arch
+    facts = [
+        ("teacher", f"{recording.source} ({settings.family}), {arch.nc} x {arch.resolution} x {arch.resolution}"),
+        ("pairs", f"{settings.num:,} in {settings.shards:,} shards" + (f", {settings.per_class:,} of each class" if settings.per_class else "")),
+        ("latents", f"{arch.nz} numbers, {settings.latents}; seed {settings.seed}"),
+        ("classes", settings.classes or "none"),
+        ("format", settings.format),
+        ("left to do", f"{recording.left:,} pairs" + (f" of rank 0 of {recording.world}" if recording.world > 1 else "")),
+        ("disk", f"about {size(recording.bytes_needed)} needed, {size(recording.bytes_free)} free" if recording.bytes_needed else "nothing more is needed"),
+        ("device", device_name(recording.device)),
+    ]
+    for key, value in [*facts, *(("note", note) for note in recording.notes)]:
+        stdout.print(f"  {key:<12}{value}", highlight=False, markup=False)
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

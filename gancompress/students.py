@@ -90,7 +90,7 @@ def student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) -> 
         shared = {"resolution", "nc", "nc_in", "nz", "classes"} & {f.name for f in dataclasses.fields(family.Arch)}
         full = family.build_arch(None, {k: getattr(teacher.arch, k) for k in shared if hasattr(teacher.arch, k)})
     else:
-        full = family.build_arch(None, {"nc": images_nc} if images_nc and "nc" not in recipe.student.arch else {})
+        full = family.build_arch(None, ({"nc": images_nc} if images_nc else {}) | recipe.student.arch)
     own = family.build_arch(full, recipe.student.arch) if recipe.student.arch else full
     wanted = recipe.student
     scaled = own if exact_widths(recipe) else family.scale(own, wanted.ch_mul)
@@ -135,6 +135,8 @@ def initialise(recipe: Recipe, teacher: GAN | None, student: GAN, start: GAN | N
         return [f"the student starts from {init}"]
     if init == "random" or teacher is None:
         return []
+    if any(p.is_meta for p in teacher.generator.parameters()):
+        return [f"student.init={init} needs the teacher's weights, and a recording has none; it starts from random weights"]
     if teacher.family.name != student.family.name:
         return [f"student.init={init} needs a teacher of the student's family; it starts from random weights"]
     try:

@@ -121,7 +121,7 @@ def fit(toy: Toy, width: int, recipe: Recipe, teacher: GAN | None, device: torch
     schedule = recipe.schedule
     try:
         with tempfile.TemporaryDirectory() as folder, console.reporter(schedule.steps, schedule.batch_size) as reporter:
-            done = train(student, teacher, loss, recipe, Points(toy, sampler, teacher, recipe, device), Path(folder), reporter, device)
+            done = train(student, loss, recipe, Points(toy, sampler, teacher, recipe, device), Path(folder), reporter, device)
     except StoppedError as error:
         raise StoppedError("stopped: a toy keeps nothing of a run that is cut", exit_code=error.exit_code) from None
     done.discriminator = None

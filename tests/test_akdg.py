@@ -13,6 +13,7 @@ from gancompress.config import load_recipe
 from gancompress.console import Silent
 from gancompress.cost import generator_cost
 from gancompress.data import Batches
+from gancompress.errors import UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
@@ -130,6 +131,21 @@ def test_a_small_batch_is_warned_of(batch, warned):
     notes = akdg().check(1.0, batch)
     assert bool(notes) == warned
     assert all(f"a batch of {batch}" in note and "2,048" in note for note in notes)
+
+
+def test_a_plan_counts_the_whole_batch_not_its_parts(teachers, tiny_data):
+    notes = {n: plan_of("sngan-to-mlp", teachers, tiny_data, more=[("schedule.batch_size", n), ("schedule.accumulate", 4)]).notes for n in (128, 256)}
+    assert any("a batch of 128: " in note for note in notes[128])
+    assert not any("collapse" in note for note in notes[256])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("resolution", 16, "resolution is 8 in the teacher and 16 in the student"), ("nc", 3, "nc is 1"), ("classes", 3, "classes is 0")],
+)
+def test_what_one_critic_cannot_judge_together_is_refused(field, value, said, teachers, tiny_data):
+    with pytest.raises(UsageError, match=said):
+        plan_of("sngan-to-mlp", teachers, tiny_data, more=[(f"student.arch.{field}", value)])
 
 
 # --------------------------------------------------------------------------------------------------------- latents and batches

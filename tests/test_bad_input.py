@@ -8,11 +8,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import named, sequential_discriminator, sequential_generator
+from conftest import SMALL, named, sequential_discriminator, sequential_generator, small_gan
 from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from gancompress.checkpoint import save_networks
 from gancompress.cli import app
 
 
@@ -283,3 +284,89 @@ def test_a_file_of_ours_that_was_tampered_with_is_refused_with_the_key(change, n
     change(tensors)
     save_file(tensors, tmp_path / "changed.safetensors", metadata)
     fails(3, ["distill", tmp_path / "changed.safetensors", "--dry-run", "--device", "cpu"], "changed.safetensors", *names)
+
+
+# ------------------------------------------------------------------------------------------------------ adversarial recipes
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    """A folder with small teachers (-g: without a discriminator), lone discriminators that fit none, and data."""
+    folder = tmp_path_factory.mktemp("guided")
+    for name, family, fields in (
+        ("stylegan2", "stylegan2", SMALL["stylegan2"][0]),
+        ("larger", "stylegan2", {**SMALL["stylegan2"][0], "resolution": 32, "g_widths": (8, 8, 4, 4)}),
+        ("grey", "stylegan2", {**SMALL["stylegan2"][0], "nc": 1}),
+        ("biggan", "biggan", SMALL["biggan"][0]),
+        ("sngan", "sngan", SMALL["sngan"][0]),
+    ):
+        gan = small_gan(family, fields)
+        save_networks(folder / f"{name}.safetensors", gan.family, gan.arch, gan.networks, {})
+        for part in gan.networks:
+            save_networks(folder / f"{name}-{part[0]}.safetensors", gan.family, gan.arch, {part: gan.networks[part]}, {})
+    torch.save(named(sequential_generator(6 + 3, (8, 4), 1)), folder / "onehot-g.pth")
+    torch.save(named(sequential_discriminator(1 + 3, (4, 8))), folder / "onehot-d.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    np.savez(folder / "bare.npz", x_train=pixels)
+    np.savez(folder / "labels.npz", x_train=pixels, y_train=np.arange(8) % 3)
+    return folder
+
+
+NOW, DATA = "weights.guide_from_kimg=0", ["--data", "labels.npz"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "names"),
+    [
+        (2, ["stylegan2-g.safetensors", "--discriminator", "larger-d.safetensors", *DATA], ["larger-d.safetensors", "resolution 16", "32"]),
+        (2, ["stylegan2-g.safetensors", "--discriminator", "grey-d.safetensors", *DATA], ["grey-d.safetensors", "nc 3", "1"]),
+        (2, ["onehot-g.pth", "--discriminator", "onehot-d.pth", *DATA], ["onehot-d.pth", "nc 1", "--classes N"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "student.arch.resolution=32"], ["resolution is 16 in the teacher and 32 in the student"]),
+        (2, ["biggan.safetensors", *DATA, NOW, "--student", "dcgan", "student.arch.classes=0"], ["classes is 3 in the teacher and 0"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "--student", "stylegan3"], ["stylegan3", "no discriminator"]),
+        (4, ["biggan.safetensors", "--data", "bare.npz", NOW], ["bare.npz", "needs labels", "y_train"]),
+        (4, ["biggan-g.safetensors", "--data", "bare.npz", NOW, "--fit-discriminator", "1"], ["bare.npz", "needs labels"]),
+        (4, ["stylegan2.safetensors", NOW], ["needs real images", "--data"]),
+        (4, ["stylegan2-g.safetensors", *DATA, NOW], ["stylegan2-g.safetensors", "--fit-discriminator KIMG", "mse", "scratch"]),
+        (4, ["stylegan2-g.safetensors", "--fit-discriminator", "1", NOW], ["--data"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "--fit-discriminator", "1"], ["has a discriminator already"]),
+        (2, ["stylegan2.safetensors", *DATA, "--kimg", "100"], ["guide_from_kimg=15000", "never turn on", "weights.guide=0"]),
+        (2, ["stylegan2.safetensors", *DATA, "weights.guide_from_kimg=soon"], ["'soon'", "or auto"]),
+        (2, ["stylegan2.safetensors", *DATA, "weights.guide_from_kimg=-1"], ["-1", "or auto"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "weights.guide=0", "weights.own=0"], ["guide=0", "own=0"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "schedule.accumulate=3"], ["batch of 32", "accumulate=3"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "weights.augment=[blur]"], ["blur", "translation"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "--d-ch-mul", "2"], ["d_ch_mul", "2"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "student.init=slize"], ["'slize'", "slice"]),
+        (2, ["stylegan2.safetensors", *DATA, NOW, "student.init=larger.safetensors"], ["other shapes", "g_widths"]),
+        (2, ["stylegan2.safetensors", *DATA, "--recipe", "imitate"], ["128x128", "there are 4, 8, 16"]),
+        (2, ["sngan.safetensors", *DATA, "--recipe", "imitate", "weights.resolutions=[4]"], ["family sngan", "no activations"]),
+        (2, ["stylegan2.safetensors", *DATA, "--recipe", "imitate", "weights.g_inter=0"], ["nothing is imitated"]),
+        (4, ["stylegan2-g.safetensors", *DATA, "--recipe", "imitate", "weights.g_inter=0", "weights.d_out=1"], ["weights.d_out", "--fit-discriminator"]),
+        (2, ["--recipe", "scratch", "--arch", "dcgan", *DATA, "--fit-discriminator", "1"], ["--fit-discriminator 1", "no teacher"]),
+    ],
+)
+def test_what_an_adversarial_recipe_cannot_be_given_is_refused(code, words, names, guided, tmp_path, monkeypatch):
+    monkeypatch.chdir(guided)
+    recipe = [] if "--recipe" in words else ["--recipe", "dgl"]
+    fails(code, ["distill", *words, *recipe, "--device", "cpu", "--dry-run", "--out", tmp_path / "run"], *names)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stylegan2.safetensors", *DATA], "8 images, fewer than a batch of 32"),
+        (
+            ["stylegan2.safetensors", *DATA, "--batch-size", "18", "schedule.accumulate=3"],
+            "6 images at once are no multiple of the minibatch deviation's group of 4",
+        ),
+        (["sngan.safetensors", *DATA], "no styles: path length and style mixing are off"),
+        (["stylegan2-g.safetensors", *DATA, "--fit-discriminator", "2"], "first trained for 2 kimg against its frozen generator"),
+    ],
+)
+def test_what_is_odd_about_an_adversarial_run_is_told_in_its_plan(words, said, guided, tmp_path, monkeypatch):
+    monkeypatch.chdir(guided)
+    result = run("distill", *words, "--recipe", "dgl", NOW, "--device", "cpu", "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert said in " ".join(result.output.split())

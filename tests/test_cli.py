@@ -171,7 +171,7 @@ def test_scratch_with_a_teacher_has_its_shapes(tiny_teacher, tiny_data):
         (["TEACHER", "--teacher-module", "a.py:b"], 2, "two teachers"),
         (["nowhere.pt"], 4, "no such file"),
         (["TEACHER", "--recipe", "joint", "--data", "nowhere"], 4, "no such file"),
-        (["TEACHER", "student.arch.nz=9"], 2, "nz is 4 and 9"),
+        (["TEACHER", "student.arch.nz=9"], 2, "nz is 4 in the teacher and 9 in the student"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )

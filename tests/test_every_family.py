@@ -155,12 +155,18 @@ def test_a_target_is_met_from_shapes_alone(family, fields):
 
 
 @every
-def test_a_critic_under_a_gradient_penalty_looks_at_single_images(family, fields):
+def test_a_critic_under_a_gradient_penalty_has_no_batchnorm_and_keeps_its_minibatch_deviation(family, fields):
     gan = small_gan(family, fields)
     if not has_discriminator(family):
         return
     torch.manual_seed(0)
-    critic = gan.family.discriminator(gan.family.batch_free(gan.arch)).train()
+    arch = gan.family.batch_free(gan.arch)
+    critic = gan.family.discriminator(arch).train()
+    assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in critic.modules())
+    deviation = [f for f in ("d_std", "d_stddev") if hasattr(arch, f)]
+    assert all(getattr(arch, f) == getattr(gan.arch, f) for f in deviation)
+    if deviation and getattr(arch, deviation[0]) not in (False, "none"):
+        return
     x, y = images_of(gan), gan.sample(3, rng())[1]
     alone = torch.cat([critic(x[i : i + 1], None if y is None else y[i : i + 1]) for i in range(3)])
     if not any("u" in k.split(".")[-1] for k in dict(critic.named_buffers())):  # spectral norm moves with every pass

@@ -434,7 +434,7 @@ FAMILY = Family(
     scale=scale,
     build_arch=build_arch,
     axes=axes,
-    batch_free=lambda arch: dataclasses.replace(arch, d_stddev="none"),
+    batch_free=lambda arch: arch,
     options=frozenset({"classes"}),
     settings=frozenset({"output"}),
 )

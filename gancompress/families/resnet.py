@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
+from gancompress.layers import nearest_multiple
 from gancompress.patchgan import (
     SETTINGS,
     SURE,
@@ -71,7 +72,8 @@ class Arch(TranslatorArch):
             raise UsageError(f"resnet blocks={self.blocks}, edge={self.edge}: one block at least, an edge from 0")
         step = 1 << (len(self.g_widths) - 1)
         if self.resolution < 2 * step or self.resolution % step:  # the blocks' reflection needs two positions
-            raise UsageError(f"resnet resolution {self.resolution}: multiples of {step} from {2 * step}")
+            near = nearest_multiple(self.resolution, step, 2 * step)
+            raise UsageError(f"resnet resolution {self.resolution}: multiples of {step} from {2 * step}", f"the nearest that works: {near}")
 
 
 class Separable(nn.Module):

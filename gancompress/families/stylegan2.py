@@ -751,6 +751,6 @@ FAMILY = Family(
     scale=scale,
     build_arch=build_arch,
     axes=axes,
-    batch_free=lambda arch: dataclasses.replace(arch, d_std=False),
+    batch_free=lambda arch: arch,
     settings=frozenset({"truncation", "noise"}),
 )

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
+from gancompress.layers import nearest_multiple
 from gancompress.patchgan import (
     SETTINGS,
     SURE,
@@ -67,7 +68,8 @@ class Arch(TranslatorArch):
         if not 2 <= downs <= MOST_DOWNS or min(self.g_widths) < 1:
             raise UsageError(f"unet g_widths={self.g_widths}: from 2 to {MOST_DOWNS} positive widths")
         if self.resolution < 1 or self.resolution % (1 << downs):
-            raise UsageError(f"unet resolution {self.resolution}: {downs} down layers take multiples of {1 << downs}")
+            near = nearest_multiple(self.resolution, 1 << downs, 1 << downs)
+            raise UsageError(f"unet resolution {self.resolution}: {downs} down layers take multiples of {1 << downs}", f"the nearest that works: {near}")
 
 
 class Generator(nn.Module):

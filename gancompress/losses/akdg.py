@@ -55,7 +55,7 @@ class Akdg(DistillationLoss):
         self.against_real.clip()
         self.against_teacher.clip()
 
-    def check(self, kimg: float, batch_size: int) -> list[str]:
+    def check(self, last_kimg: float, batch_size: int) -> list[str]:
         if batch_size >= SMALL_BATCH:
             return []
         return [

@@ -16,6 +16,7 @@ NEEDS = {
     "teacher_samples": "a teacher generator",
     "teacher_discriminator": "the teacher's discriminator",
     "real": "real images (--data)",
+    "translator": "an image translator",
 }
 
 
@@ -29,9 +30,9 @@ class DistillationLoss(nn.Module, ABC):
     """The terms of one paper's equation.
 
     ``needs`` is read everywhere: by the plan, by refusals, by ``inspect``; ``teacher_images`` are of the student's latents,
-    ``teacher_samples`` of latents of their own. ``uses`` adds what it takes where it is there. ``critics`` are trained, ``adapters``
-    with the student; the teacher never is. The methods return one entry per term of the equation, already weighted, so that their
-    sum is what is minimised and each is logged under its name. All that must survive a resume is a parameter or a buffer.
+    ``teacher_samples`` of latents of their own; ``translator``: the networks take images. ``uses`` adds what it takes where it is there.
+    ``critics`` are trained, ``adapters`` with the student; the teacher never is. The methods return one entry per term of the equation, already
+    weighted, so that their sum is what is minimised and each is logged under its name. All that must survive a resume is a parameter or a buffer.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -77,8 +78,8 @@ class DistillationLoss(nn.Module, ABC):
     def after_discriminator_step(self) -> None:
         """Called after each optimiser step of the critics (weight clipping)."""
 
-    def check(self, kimg: float, part_size: int) -> list[str]:
-        """What a person should know of a run of so many kimg, whose networks see so many images at once.
+    def check(self, last_kimg: float, batch_size: int) -> list[str]:
+        """What a person should know of a run with so large a batch, whose last step begins after so many kimg.
 
         Raises:
             UsageError: it cannot be what was meant.

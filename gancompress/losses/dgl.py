@@ -7,30 +7,43 @@ The paper's ablations are settings: ``own`` 0 drops D in stage II and ``update_t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from gancompress.augment import augment
 from gancompress.errors import UsageError
 from gancompress.gan import GAN, Batch
-from gancompress.losses.base import DistillationLoss
-from gancompress.losses.gan import AdversarialWeights, Adversary, PathLength
+from gancompress.losses.gan import GAMES, Adversary
+from gancompress.losses.styled import StyledLoss, StyledWeights
 
 
-class DglWeights(AdversarialWeights):
-    """``path_length`` (every ``path_length_every`` steps) and ``style_mixing`` (its probability) are for generators with styles; 0: off."""
+class DglWeights(StyledWeights):
+    """``guide``: lambda; ``own``: weight of D's game in stage II; ``teacher_fakes``: of the teacher's images among D's fakes there."""
 
     guide: float = Field(0.1, ge=0)
     guide_from_kimg: float | Literal["auto"] = 0.0
     own: float = Field(1.0, ge=0)
     update_teacher: bool = False
     teacher_fakes: float = Field(0.0, ge=0)
-    path_length: float = Field(0.0, ge=0)
-    path_length_every: int = Field(4, ge=1)
-    style_mixing: float = Field(0.0, ge=0, le=1)
+
+    @field_validator("guide_from_kimg", mode="before")
+    @classmethod
+    def _length_or_auto(cls, value: Any) -> Any:
+        try:
+            if value == "auto" or float(value) >= 0:
+                return value
+        except (TypeError, ValueError):
+            pass
+        raise ValueError("expected kimg from 0 on, or auto")
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> DglWeights:
+        if not self.guide and (not self.own or self.update_teacher or self.guide_from_kimg == "auto"):
+            raise ValueError("guide=0 leaves no use for own=0, update_teacher or guide_from_kimg=auto")
+        return self
 
 
 class AutoGuide(nn.Module):
@@ -69,13 +82,14 @@ class AutoGuide(nn.Module):
         return {"guide_on": self.on, "score_t_real": self.real, "score_t_teacher": self.teacher_mean}
 
 
-class Dgl(DistillationLoss):
+class Dgl(StyledLoss):
     needs = frozenset({"real", "teacher_discriminator"})
     Weights = DglWeights
 
     def __init__(self, teacher: GAN, student: GAN, weights: DglWeights) -> None:
-        super().__init__()
+        super().__init__(student, weights)
         self.teacher, self.weights = teacher, weights
+        self.guide_game = GAMES[weights.game or teacher.family.game]  # as the teacher was trained
         self.adversary = Adversary(student, weights)
         self.critics["student"] = self.adversary.critic
         self.d_every = self.adversary.every
@@ -83,21 +97,12 @@ class Dgl(DistillationLoss):
         if self.updated:
             self.critics["teacher"] = self.updated.critic
         self.auto = AutoGuide() if weights.guide_from_kimg == "auto" else None
-        self.path_length = PathLength()
-        styled = hasattr(student.generator, "styles")
-        self.g_every = weights.path_length_every if weights.path_length and styled else 0
-        self.mixing = weights.style_mixing if styled else 0.0
-        if not styled and (weights.path_length or weights.style_mixing):
-            self.notes.append(f"a generator of family {student.family.name} has no styles: path length and style mixing are off")
 
     def stage_two(self, batch: Batch) -> Tensor | float:
         """1 from ``guide_from_kimg`` on, 0 before."""
         if self.auto is not None:
             return self.auto.on.clone()
         return float(batch.kimg >= float(self.weights.guide_from_kimg))
-
-    def make_fake(self, generator: nn.Module, batch: Batch) -> Tensor:
-        return mixed(generator, batch, self.mixing) if self.mixing else super().make_fake(generator, batch)
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         d = self.adversary.judge(fake, batch.condition)
@@ -106,7 +111,6 @@ class Dgl(DistillationLoss):
         terms = {"adv": (1 - stage_two * (1 - self.weights.own)) * self.adversary.game.g(d)}
         if self.auto is None and (not stage_two or not self.weights.guide):
             return terms | {"guide": torch.zeros_like(terms["adv"])}
-        game = (self.updated or self.adversary).game
         d_t = self.teacher_scores(fake, batch.condition)
         self.shown["score_t"] = d_t.mean()
         if self.auto is not None:
@@ -114,7 +118,7 @@ class Dgl(DistillationLoss):
                 first = self.teacher_scores(*batch.unpaired) if batch.step == 0 else None
                 self.auto.observe(d_t, self.teacher_scores(*batch.real_and_condition), first)
             self.shown |= self.auto.shown()
-        return terms | {"guide": self.weights.guide * stage_two * game.g(d_t)}
+        return terms | {"guide": self.weights.guide * stage_two * self.guide_game.g(d_t)}
 
     def teacher_scores(self, images: Tensor, condition: Tensor | None) -> Tensor:
         """Logits of D_T, or of its copy that is trained."""
@@ -132,28 +136,30 @@ class Dgl(DistillationLoss):
             if self.weights.teacher_fakes:
                 terms["d_teacher_fakes"] = self.weights.teacher_fakes * stage_two * self.adversary.game.fake(self.adversary.judge(*batch.unpaired))
         if self.updated and (self.auto is not None or stage_two):
-            terms |= self.updated.discriminator_terms(images, real, "d_t")
+            # while auto is off the copy's gradients are 0, and so are Adam's steps
+            terms |= {name: stage_two * value for name, value in self.updated.discriminator_terms(images, real, "d_t").items()}
         return terms
 
     def discriminator_regulariser(self, batch: Batch) -> dict[str, Tensor]:
-        terms = self.adversary.r1(batch.real_and_condition)
-        return terms | (self.updated.r1(batch.real_and_condition, "d_t") if self.updated else {})
-
-    def generator_regulariser(self, batch: Batch, generator: nn.Module) -> dict[str, Tensor]:
-        n = max(1, len(batch.inputs) // 2)  # half a batch, as in the authors' code
-        labels = None if batch.condition is None else batch.condition[:n]
-        return {"path_length": self.weights.path_length * self.path_length(generator, batch.inputs[:n], labels)}
+        """R1 of each critic that ``discriminator_loss`` trains at this step."""
+        stage_two = self.stage_two(batch)
+        terms: dict[str, Tensor] = {}
+        if self.weights.own or self.auto is not None or not stage_two:
+            terms |= self.adversary.r1(batch.real_and_condition)
+        if self.updated and (self.auto is not None or stage_two):
+            terms |= {name: stage_two * value for name, value in self.updated.r1(batch.real_and_condition, "d_t").items()}
+        return terms
 
     def after_discriminator_step(self) -> None:
         for adversary in (self.adversary, self.updated):
             if adversary:
                 adversary.clip()
 
-    def check(self, kimg: float, batch_size: int) -> list[str]:
+    def check(self, last_kimg: float, batch_size: int) -> list[str]:
         begins = self.weights.guide_from_kimg
-        if begins != "auto" and begins >= kimg and (self.weights.guide or self.weights.teacher_fakes):
+        if begins != "auto" and begins > last_kimg and (self.weights.guide or self.weights.teacher_fakes):
             raise UsageError(
-                f"weights.guide_from_kimg={begins:g}: the guide would never turn on in a run of {kimg:g} kimg",
+                f"weights.guide_from_kimg={begins:g}: the guide would never turn on in this run, whose last step begins at {last_kimg:g} kimg",
                 "weights.guide_from_kimg=0 guides from the start; weights.guide=0 is the baseline without it",
             )
         return []
@@ -163,15 +169,3 @@ class Dgl(DistillationLoss):
             return []
         low, score = float(self.auto.teacher_mean - self.auto.teacher_std), float(self.auto.student)
         return [f"the guide never turned on: the teacher's discriminator scores the student {score:.3g}, and its own generator's images from {low:.3g} on"]
-
-
-def mixed(generator: nn.Module, batch: Batch, probability: float) -> Tensor:
-    """Images whose layers from a random one on take the styles of other latents (Karras et al. 2019, arXiv:1812.04948, §3.1)."""
-    styles = generator.styles(batch.inputs, batch.condition)  # type: ignore[operator]
-    others = generator.styles(torch.randn_like(batch.inputs), batch.condition)  # type: ignore[operator]
-    layers = styles.shape[1]
-    device = styles.device
-    crossover = torch.where(torch.rand((), device=device) < probability, torch.randint(1, layers, (), device=device), layers)
-    own = torch.arange(layers, device=device)[None, :, None] < crossover
-    images: Tensor = generator(torch.where(own, styles, others))
-    return images

@@ -103,8 +103,8 @@ class AdversarialWeights(Weights):
 class Adversary(nn.Module):
     """A critic and the game it plays against the student.
 
-    It starts as a copy of ``copy_of``'s discriminator, else fresh with ``owner``'s shapes. Under a gradient penalty or R1 it must be a
-    function of single images: a fresh critic then has no BatchNorm, a copied one keeps its BatchNorms on their stored statistics.
+    It starts as a copy of ``copy_of``'s discriminator, else fresh with ``owner``'s shapes. Under a gradient penalty or R1 a fresh critic
+    has no BatchNorm, a copied one keeps its BatchNorms on their stored statistics.
     """
 
     def __init__(self, owner: GAN, weights: AdversarialWeights, copy_of: GAN | None = None) -> None:
@@ -139,7 +139,8 @@ class Adversary(nn.Module):
         terms = {f"{name}_adv": self.game.d(self.judge(*real), self.judge(*fake))}
         if self.weights.gradient_penalty:
             # labels of the real half: with unpaired labels an interpolate has no label of its own
-            terms[f"{name}_gp"] = self.weights.gradient_penalty * gradient_penalty(self.critic, real[0], fake[0], real[1])
+            seen, shown = augment(real[0], self.weights.augment), augment(fake[0], self.weights.augment)
+            terms[f"{name}_gp"] = self.weights.gradient_penalty * gradient_penalty(self.critic, seen, shown, real[1])
         if self.weights.r1_every == 1:
             terms |= self.r1(real, name)
         return terms
@@ -178,6 +179,7 @@ class Fit(DistillationLoss):
         super().__init__()
         self.adversary = Adversary(teacher, weights)
         self.critics["student"] = self.adversary.critic
+        self.d_every = self.adversary.every
 
     def make_fake(self, generator: nn.Module, batch: Batch) -> Tensor:
         return batch.teacher
@@ -187,3 +189,9 @@ class Fit(DistillationLoss):
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         return self.adversary.discriminator_terms((fake, batch.condition), batch.real_and_condition)
+
+    def discriminator_regulariser(self, batch: Batch) -> dict[str, Tensor]:
+        return self.adversary.r1(batch.real_and_condition)
+
+    def after_discriminator_step(self) -> None:
+        self.adversary.clip()
