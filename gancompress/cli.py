@@ -339,6 +339,27 @@ def quickstart(
 
 
 @app.command()
+def toy(
+    name: Annotated[Optional[str], typer.Argument(metavar="[ring|grid]", help="The 2D Ring of 8 modes or the 2D Grid of 25; default: both.")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into; a number is added where it is taken.")] = Path("gancompress-toy"),
+    kimg: Annotated[Optional[float], typer.Option("--kimg", min=0.001, help="Thousands of points each student sees; its teacher sees twice as many.")] = None,  # noqa: UP045
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu, auto, cuda or cuda:N; networks so small are fastest on a CPU.")] = "cpu",
+) -> None:
+    """AKDG's proof in the plane: a teacher, and vanilla, mse and akdg students of it, with a picture and the modes each covers."""
+    from gancompress import toys
+    from gancompress.checkpoint import unused
+
+    where, names = _device(device), [name] if name else list(toys.TOYS)
+    if unknown := set(names) - set(toys.TOYS):
+        raise UsageError(f"no toy {unknown.pop()!r}", f"toys: {', '.join(toys.TOYS)}")
+    folder = unused(out)
+    for each in names:
+        toys.show(toys.run(each, folder, seed=seed, kimg=toys.KIMG if kimg is None else kimg, device=where))
+        typer.echo(f"picture: {folder / each}.png   numbers: {folder / each}.json")
+
+
+@app.command()
 def env() -> None:
     """Print what a bug report needs."""
     from gancompress import screens

@@ -91,6 +91,7 @@ def choose_device(name: str) -> torch.device:
 #: what teacher and student must have in common for a need, and why
 COMMON = {
     "teacher_images": (("nz", "classes", "resolution", "nc"), "teacher and student see the same latents and make comparable images"),
+    "teacher_samples": (("classes", "resolution", "nc"), "one critic judges the images of both"),
     "teacher_discriminator": (("classes", "resolution", "nc"), "the teacher's discriminator is to judge the student's images"),
 }
 

@@ -63,6 +63,26 @@ def save_grid(path: Path, images: Tensor) -> None:
     save_rows(path, [("", images[i : i + side]) for i in range(0, len(images), side)])
 
 
+def save_scatter(path: Path, panels: list[tuple[str, Tensor, Tensor]]) -> None:
+    """Panels (title, points (N, 2), which of them are good (N,)) side by side on one scale, that of the first; bad points are orange."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    reach = 1.2 * float(panels[0][1].abs().max())
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(2.4 * len(panels), 2.95), squeeze=False, layout="constrained")
+    for axis, (title, points, good) in zip(axes[0], panels, strict=True):
+        for chosen, colour in ((~good, "tab:orange"), (good, "tab:blue")):
+            axis.scatter(*points[chosen].T, s=2, c=colour, alpha=0.5, linewidths=0)
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
+        axis.set_title(title, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    pyplot.close(figure)
+    atomic_write(path, buffer.getvalue())
+
+
 def save_curves(log_path: Path, path: Path) -> None:
     """Every term of the log against kimg, and the paired error on the fixed latents where it is known; all scores in one panel."""
     import matplotlib

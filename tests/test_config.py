@@ -165,7 +165,7 @@ LEVELS = [
     {"planning", "classwise"},
     {"collecting"},
     {"api", "screens"},
-    {"quickstart"},
+    {"quickstart", "toys"},
     {"cli"},
 ]
 OUTSIDE = {"__init__", "__main__"}  # the two doors: they open what is asked for
@@ -219,7 +219,7 @@ print(",".join(names))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert {"distill", "eval", "export", "inspect", "sample", "recipes", "quickstart", "env"} <= set(done.stdout.strip().split(","))
+    assert {"distill", "eval", "export", "inspect", "sample", "recipes", "quickstart", "toy", "env"} <= set(done.stdout.strip().split(","))
 
 
 def test_importing_the_package_does_not_import_torch():

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("recipe", sorted(LOSSES.keys() - {"portable_i2i"}))
+@pytest.mark.parametrize("recipe", sorted(LOSSES.keys() - {"portable-i2i"}))
 def test_every_recipe_trains_on_cuda_and_its_student_loads_on_the_cpu(recipe, tiny_teacher, tiny_data, tmp_path):
     changes = [("schedule.batch_size", 8), ("schedule.accumulate", 2), *BRIEFLY.get(recipe, [])]
     path = gancompress.distill(str(tiny_teacher), recipe, overrides=changes, data=str(tiny_data), out=tmp_path / "run", steps=5, device="cuda")

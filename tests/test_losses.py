@@ -300,7 +300,7 @@ def test_gradients_reach_only_the_critic_in_its_step_and_only_the_student_in_its
         assert all(p.grad is None and not p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"portable_i2i"}))  # that one is for translators: test_portable_i2i.py
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"portable-i2i"}))  # that one is for translators: test_portable_i2i.py
 def test_the_teacher_is_the_same_after_training(name, tiny_teacher, tiny_data, tmp_path):
     plan = make_plan(str(tiny_teacher), name, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=3, overrides=TINY + BRIEFLY.get(name, []))
     before, student = plan.teacher.sha256(), plan.student.sha256()

@@ -16,7 +16,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "imitate": Imitate,
     "joint": Joint,
     "mse": Mse,
-    "portable_i2i": PortableI2i,
+    "portable-i2i": PortableI2i,
     "scratch": Scratch,
     "tinygan-blackbox": TinyganBlackbox,
 }
