@@ -35,6 +35,8 @@ class _Store(Protocol):
 
     def __len__(self) -> int: ...
 
+    def drawn(self, i: int) -> tuple[Array, int | None]: ...
+
     def pair(self, i: int) -> Pair: ...
 
 
@@ -68,11 +70,19 @@ class _Shards:
     def __len__(self) -> int:
         return self.settings.num
 
-    def pair(self, i: int) -> Pair:
+    def _place(self, i: int) -> tuple[Shard, int]:
         k, j = divmod(i, self.settings.shard)
         if k not in self._open:
             self._open[k] = open_shard(self.folder, self.settings, k)
-        return self._open[k].pair(j)
+        return self._open[k], j
+
+    def drawn(self, i: int) -> tuple[Array, int | None]:
+        shard, j = self._place(i)
+        return shard.drawn(j)
+
+    def pair(self, i: int) -> Pair:
+        shard, j = self._place(i)
+        return shard.pair(j)
 
 
 class _Folder:
@@ -145,7 +155,10 @@ class _Folder:
         if image.shape[1:] != (side, side):
             name = os.fsdecode(self.names[i])
             raise UsageError(f"{self.folder / name}: {image.shape[2]} x {image.shape[1]} pixels, expected {side} x {side} as of the first image")
-        return self.noises[i], None if self.labels is None else int(self.labels[i]), image
+        return *self.drawn(i), image
+
+    def drawn(self, i: int) -> tuple[Array, int | None]:
+        return self.noises[i], None if self.labels is None else int(self.labels[i])
 
 
 def _array(folder: Path, name: str) -> Array | None:
@@ -186,6 +199,12 @@ class Recorded:
 
     def __len__(self) -> int:
         return len(self._store)
+
+    def drawn(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents (N, nz) float32 and labels (N,) or None; no image is read."""
+        found = [self._store.drawn(i) for i in indices.tolist()]
+        labels = [label for _, label in found if label is not None]
+        return torch.from_numpy(np.stack([z for z, _ in found]).astype(np.float32)), torch.tensor(labels) if labels else None
 
     def __getitem__(self, indices: Tensor) -> Pairs:
         """Latents (N, nz) float32, labels (N,) or None, images (N, C, R, R) as uint8 or float16; on the CPU."""
@@ -229,8 +248,7 @@ class RecordedTeacher(GAN):
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """n recorded latents and labels, drawn with replacement."""
-        inputs, labels, _ = self.recorded[torch.randint(len(self.recorded), (n,), generator=rng)]
-        return inputs, labels
+        return self.recorded.drawn(torch.randint(len(self.recorded), (n,), generator=rng))
 
     def sha256(self) -> str:
         """Of what is recorded."""

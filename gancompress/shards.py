@@ -142,6 +142,17 @@ class Shard:
     offsets: Array
     crc: Array
 
+    def drawn(self, j: int) -> tuple[Array, int | None]:
+        """Latents and label of the j-th pair, whose image is not looked at.
+
+        Raises:
+            MissingError: a label of no class.
+        """
+        label, classes = None if self.labels is None else int(self.labels[j]), self.settings.arch["classes"]
+        if label is not None and not 0 <= label < classes:
+            raise MissingError(f"{self.path}: its pair {j} is damaged (label {label} of {classes} classes)", f"delete this file and {AGAIN}")
+        return self.inputs[j], label
+
     def pair(self, j: int) -> Pair:
         """The j-th pair of this file.
 
@@ -149,17 +160,15 @@ class Shard:
             MissingError: it is damaged.
         """
         arch = self.settings.arch
-        label = None if self.labels is None else int(self.labels[j])
+        z, label = self.drawn(j)
         data = self.images[self.offsets[j] : self.offsets[j + 1]].tobytes()
         try:
-            if checksum(self.inputs[j], label, data) != int(self.crc[j]):
+            if checksum(z, label, data) != int(self.crc[j]):
                 raise ValueError("another checksum")
-            if label is not None and not 0 <= label < arch["classes"]:
-                raise ValueError(f"label {label} of {arch['classes']} classes")
             image = decode(data, self.settings.format, (arch["nc"], arch["resolution"], arch["resolution"]))
         except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise MissingError(f"{self.path}: its pair {j} is damaged ({error})", f"delete this file and {AGAIN}") from None
-        return self.inputs[j], label, image
+        return z, label, image
 
 
 def open_shard(folder: Path, settings: Settings, k: int) -> Shard:

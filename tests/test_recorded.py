@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import gancompress
-from gancompress import collecting, planning
+from gancompress import collecting, planning, shards
 from gancompress.api import inspect
 from gancompress.checkpoint import save_networks
 from gancompress.cli import app
@@ -544,6 +544,17 @@ def batches_of(folder, **schedule):
     made = load_recipe("mse", [(f"schedule.{key}", value) for key, value in {"batch_size": 8, **schedule}.items()]).schedule
     feeds = [Feed(teacher.recorded, 0, stream, CPU, made.accumulate) for stream in (LATENTS, FALLBACK)]
     return Batches(teacher, teacher, None, made, mirror=False, seed=0, pool=0, device=CPU, pairs=feeds[0], others=feeds[1])
+
+
+def test_latents_are_drawn_without_a_look_at_an_image(conditional, tmp_path, monkeypatch):
+    recorded = Recorded(str(collect(conditional, tmp_path / "r", num=40)))
+    expected = recorded[torch.arange(40)]
+    monkeypatch.setattr(shards, "decode", None)
+    inputs, labels = recorded.drawn(torch.arange(40))
+    assert torch.equal(inputs, expected[0])
+    assert torch.equal(labels, expected[1])
+    z, c = RecordedTeacher(recorded).sample(6, torch.Generator().manual_seed(0))
+    assert (z.shape, c.shape) == ((6, inputs.shape[1]), (6,))
 
 
 def test_batches_hold_the_teachers_images_of_their_latents(conditional, tmp_path):
