@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from gancompress.checkpoint import unused
+from gancompress.checkpoint import unused, write_json
 from gancompress.classwise import class_list, evaluate_classes, interpolations, save_worst
 from gancompress.config import load_recipe, recipe_names
 from gancompress.console import Silent
 from gancompress.cost import generator_cost
 from gancompress.data import EVALUATION, Images, draw, rng
-from gancompress.errors import MissingError, UsageError
+from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.extractors import Extractor
-from gancompress.gan import GAN
+from gancompress.gan import GAN, state_hash
 from gancompress.hub import SCHEME, in_cache
 from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
@@ -24,7 +24,7 @@ from gancompress.losses import LOSSES
 from gancompress.losses.base import NEEDS
 from gancompress.planning import feed_translator, make_plan, run_plan
 from gancompress.report import save_grid, save_rows
-from gancompress.runs import RUNS, record_of
+from gancompress.runs import EVALUATION_FILE, RUNS, record_of
 
 
 def recipe_table() -> list[dict[str, Any]]:
@@ -192,6 +192,18 @@ def newest_run() -> Path:
     if not finished:
         raise MissingError("no finished run under ./runs", "name a student or a run folder, or make one: gancompress distill TEACHER")
     return finished[-1].parent
+
+
+def keep_evaluation(source: str, gan: GAN, result: dict[str, Any]) -> list[str]:
+    """Write what was measured of a run folder's student into its eval.json, for a published card; returns the line that says so."""
+    folder = Path(source)
+    if record_of(folder) is None:
+        return []
+    try:
+        write_json(folder / EVALUATION_FILE, {**result, "student_sha256": state_hash(gan.generator.state_dict())})
+    except GanCompressError as error:
+        return [f"not kept: {error}"]
+    return [f"kept: {folder / EVALUATION_FILE}"]
 
 
 def teacher_of(source: str) -> tuple[str | None, dict[str, Any], str]:

@@ -263,7 +263,7 @@ def evaluate(
     result = measure(gan, teacher, images, num_images=num_images, extractor=extractor, seed=seed, device=where)
     result["source"], result["against"] = source, against
     typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else screens.show_evaluation(result)
-    for line in said:
+    for line in said + api.keep_evaluation(source, gan, result):
         typer.echo(line, err=True)
 
 

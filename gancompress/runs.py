@@ -21,6 +21,8 @@ from gancompress.errors import GanCompressError, UsageError
 
 RUNS = Path("runs")
 LOCK = ".lock"
+#: what `eval` measured of a run's student, with the hash of its weights
+EVALUATION_FILE = "eval.json"
 
 
 def versions() -> dict[str, str]:
