@@ -293,18 +293,25 @@ def export(
     student: Annotated[Optional[str], typer.Argument(help="A student, run folder or teacher; default: the newest finished run.")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option("--out", help="Directory; default: export/ in the run folder.")] = None,  # noqa: UP045
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
+    push_to_hub: Annotated[Optional[str], typer.Option(metavar="OWNER/NAME", help="Publish it on the Hugging Face Hub with a model card.")] = None,  # noqa: UP045
+    private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: a new repository is private.")] = False,
+    licence: Annotated[Optional[str], typer.Option("--license", metavar="ID", help="With --push-to-hub, where the teacher's is unknown: mit, other.")] = None,  # noqa: UP045
     classes: Classes = None,
     reader: ReaderOption = None,
 ) -> None:
-    """Write model.safetensors and config.json, checked against the source network."""
-    from gancompress import api
+    """Write model.safetensors and config.json, checked against the source network; --push-to-hub publishes them."""
+    from gancompress import api, publishing
     from gancompress.exporter import export as write
 
     source = student or str(api.newest_run())
     if out is None and not Path(source).is_dir():
         raise UsageError("--out DIR is needed where the source is no run folder")
-    target = write(source, out or Path(source) / "export", dtype, _reader_options(classes, reader))
+    options = _reader_options(classes, reader)
+    publication = publishing.prepare(source, push_to_hub, private=private, licence=licence, options=options)  # refused before anything is written
+    target = write(source, out or Path(source) / "export", dtype, options)
     typer.echo(f'exported: {target}   load: gancompress.load("{target}")')
+    if publication:
+        typer.echo(f'published: {publishing.publish(publication, target)}   load: gancompress.load("{push_to_hub}")')
 
 
 @app.command()

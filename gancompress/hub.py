@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from gancompress.console import stderr
-from gancompress.errors import CheckpointError, MissingError, UsageError
+from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def fetch(name: Name) -> tuple[Path, Name]:
     file = _choose(name, files)
 
     def get(wanted: str, revision: str | None) -> Path:
-        return cached / wanted if cached else _asked(name, lambda: Path(hf_hub_download(name.repo, wanted, revision=revision)))
+        return cached / wanted if cached else asked(name, lambda: Path(hf_hub_download(name.repo, wanted, revision=revision)))
 
     path, folder = get(file, name.revision), PurePosixPath(file).parent
     commit = path.parents[len(folder.parts)].name  # the cache has a folder for each
@@ -119,10 +119,10 @@ def _listing(name: Name) -> tuple[list[str], Path | None]:
                 raise
             return files, folder
 
-    return _asked(name, ask)
+    return asked(name, ask)
 
 
-def _asked(name: Name, ask: Callable[[], T]) -> T:
+def asked(name: Name, ask: Callable[[], T]) -> T:
     """What huggingface_hub answers, with its errors as ours."""
     from huggingface_hub import HfApi
     from huggingface_hub import utils as hub
@@ -130,6 +130,8 @@ def _asked(name: Name, ask: Callable[[], T]) -> T:
     repo, endpoint = name.repo, HfApi().endpoint
     try:
         return ask()
+    except GanCompressError:
+        raise
     except hub.GatedRepoError:
         hint = f"ask for it at {endpoint}/{repo}, then `hf auth login` or set HF_TOKEN"
         raise MissingError(f"the Hub repository {repo} is gated, and access was not granted", hint) from None

@@ -1,18 +1,28 @@
-"""A small Hugging Face Hub on localhost: the few routes that huggingface_hub calls to read models, answered as the real one does."""
+"""A small Hugging Face Hub on localhost: the routes that huggingface_hub calls to read and publish models, answered as the real one does."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_of_somebody_let_in"
 STRANGER = "hf_of_a_stranger"
+READER = "hf_that_may_only_read"
+#: token -> (name, role); TOKEN may write to what begins with owner/
+ACCOUNTS = {TOKEN: ("owner", "write"), STRANGER: ("stranger", "write"), READER: ("owner", "read")}
+#: what the real Hub keeps as large files, by their contents
+LARGE = (".safetensors", ".png", ".onnx", ".pt2")
+LICENCES = {"mit", "apache-2.0", "cc-by-nc-4.0", "other"}
 
 
 @dataclass
@@ -39,6 +49,8 @@ class Hub:
 
     repos: dict[str, Repo] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
+    uploaded: dict[str, bytes] = field(default_factory=dict)  # large files by their sha256; of no repository before a commit names them
+    before: Callable[[str], None] = lambda request: None  # called with "METHOD path" before a request is answered
 
     def __enter__(self) -> Hub:
         handler = type("BoundHandler", (Handler,), {"hub": self})
@@ -59,20 +71,29 @@ class Hub:
         return [line.rpartition("/")[2] for line in self.log if line.startswith(("GET /cdn/", "GET /")) and ("/resolve/" in line or "/cdn/" in line)]
 
 
+def front_matter(card: str) -> dict | None:
+    """The YAML between the dashes a card begins with; None where it is no table."""
+    found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    content = yaml.safe_load(found[1]) if found else None
+    return content if isinstance(content, dict) else None
+
+
 class Handler(BaseHTTPRequestHandler):
     hub: ClassVar[Hub]
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.hub.log.append(f"{self.command} {self.path}")
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.before(self.hub.log[-1])
         path = urlsplit(self.path).path
-        for pattern, answer in self.ROUTES:
+        for pattern, answer in self.CHANGES if self.command in ("POST", "PUT") else self.ROUTES:
             if match := re.fullmatch(pattern, path):
                 answer(self, **{name: value and unquote(value) for name, value in match.groupdict().items()})
                 return
         self.fail(404, message="no such route")
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
@@ -92,9 +113,9 @@ class Handler(BaseHTTPRequestHandler):
     def admitted(self, repo_id: str, content: bool) -> Repo | None:
         """The repository, or None where the request was refused already. A gated one tells everybody what it holds."""
         token, repo = self.headers.get("Authorization", "").removeprefix("Bearer "), self.hub.repos.get(repo_id)
-        if token not in ("", TOKEN, STRANGER):
+        if token not in ("", *ACCOUNTS):
             self.fail(401, message="Invalid credentials in Authorization header")
-        elif repo is None or (repo.private and token != TOKEN):
+        elif repo is None or (repo.private and token not in (TOKEN, READER)):
             self.fail(404 if token else 401, "RepoNotFound", "Repository not found")
         elif repo.status != 200:
             self.fail(repo.status, message="out of order")
@@ -115,7 +136,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         siblings = [{"rfilename": path} for path in found.commits[commit]]
         told = {"_id": "0", "id": repo, "modelId": repo, "sha": commit, "private": found.private, "gated": found.gated, "tags": [], "siblings": siblings}
-        self.reply(200, json.dumps(told).encode(), Content_Type="application/json")
+        if card := front_matter(found.commits[commit].get("README.md", b"").decode()):
+            told["cardData"] = card
+        self.answer(told)
+
+    def answer(self, content: object, status: int = 200) -> None:
+        self.reply(status, json.dumps(content).encode(), Content_Type="application/json")
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
         if (found := self.admitted(repo, content=True)) is None:
@@ -141,7 +167,95 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.reply(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"')
 
+    def whoami(self) -> None:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in ACCOUNTS:
+            self.fail(401, message="Invalid user token")
+            return
+        name, role = ACCOUNTS[token]
+        self.answer({"type": "user", "name": name, "orgs": [], "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": role}}})
+
+    def may_write(self, repo: str) -> bool:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in ACCOUNTS:
+            self.fail(401, message="Invalid credentials in Authorization header")
+        elif token != TOKEN or not repo.startswith("owner/"):
+            self.fail(403, message=f"You don't have the rights to write to {repo}")
+        else:
+            return True
+        return False
+
+    def create(self) -> None:
+        wanted = json.loads(self.body)
+        repo = f"{wanted.get('organization') or 'owner'}/{wanted['name']}"
+        if not self.may_write(repo):
+            return
+        if repo in self.hub.repos:
+            self.fail(409, message="You already created this model repo")
+            return
+        self.hub.repos[repo] = Repo.of(
+            {".gitattributes": b"*.safetensors filter=lfs"}, private=bool(wanted.get("private")) or wanted.get("visibility") == "private"
+        )
+        self.answer({"url": f"{self.hub.endpoint}/{repo}"})
+
+    def validate(self) -> None:
+        card = front_matter(json.loads(self.body)["content"])
+        wrong = card is None or card.get("license", "mit") not in LICENCES
+        self.answer(
+            {"errors": [{"message": '"license" must be one of the known ones'}], "warnings": []} if wrong else {"errors": [], "warnings": []},
+            400 if wrong else 200,
+        )
+
+    def preupload(self, repo: str, revision: str) -> None:
+        if self.may_write(repo):
+            files = [f["path"] for f in json.loads(self.body)["files"]]
+            modes = {f: "lfs" if f.endswith(LARGE) else "regular" for f in files}
+            self.answer({"files": [{"path": f, "uploadMode": mode, "shouldIgnore": False, "oid": None} for f, mode in modes.items()]})
+
+    def batch(self, repo: str) -> None:
+        if self.may_write(repo):
+            objects = json.loads(self.body)["objects"]
+            place = {o["oid"]: {"upload": {"href": f"{self.hub.cdn}/store/{o['oid']}", "header": {}}} for o in objects}
+            self.answer({"transfer": "basic", "objects": [{**o, "actions": place[o["oid"]]} for o in objects]})
+
+    def store(self, oid: str) -> None:
+        right = hashlib.sha256(self.body).hexdigest() == oid
+        if right:
+            self.hub.uploaded[oid] = self.body
+        self.reply(200 if right else 400)
+
+    def commit(self, repo: str, revision: str) -> None:
+        if not self.may_write(repo):
+            return
+        found, lines = self.hub.repos[repo], [json.loads(line) for line in self.body.splitlines()]
+        parent = found.refs[revision]
+        files = dict(found.commits[parent])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header" and value.get("parentCommit", parent) != parent:
+                self.fail(412, message="A commit has happened since. Please refresh and try again.")
+                return
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploaded[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        oid = hashlib.sha1(parent.encode() + self.body).hexdigest()
+        found.commits[oid] = files
+        found.refs[revision] = oid
+        self.answer({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.endpoint}/{repo}/commit/{oid}"})
+
+    CHANGES: ClassVar = [
+        (r"/api/repos/create", create),
+        (r"/api/validate-yaml", validate),
+        (r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", preupload),
+        (r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", commit),
+        (r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", batch),
+        (r"/cdn/store/(?P<oid>[0-9a-f]+)", store),
+    ]
     ROUTES: ClassVar = [
+        (r"/api/whoami-v2", whoami),
         (r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>.+))?", info),
         (r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", resolve),
         (r"/cdn/(?P<repo>[^/]+/[^/]+)/(?P<commit>[^/]+)/(?P<path>.+)", content),
