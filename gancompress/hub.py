@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face Hub: ``owner/name``, ``owner/name@revision``, ``owner/name:file``, each also as ``hf://...``.
+"""Checkpoints on the Hugging Face Hub: ``owner/name``, ``owner/name@revision``, ``owner/name:file``, each also as ``hf://...``, and the addresses of its pages.
 
 One file is chosen and fetched, and the config.json beside it; the code of a repository never is. Cache, endpoint, token and offline mode are
 huggingface_hub's own: HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
@@ -7,11 +7,13 @@ huggingface_hub's own: HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
 from gancompress.console import stderr
 from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
@@ -30,6 +32,8 @@ CONFIGS = ("config.json", "generator_config.json")
 
 _REPO = r"(?P<repo>\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?)"
 _PLAIN = re.compile(rf"{_REPO}(?:@(?P<revision>[^:]+))?(?::(?P<file>.+))?", re.ASCII)
+#: a page of the Hub: a model's, a folder's at a revision, a file's; the browser writes %2F for a slash in a revision
+_PAGE = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:(?:tree|commit)/(?P<at>[^/]+)|(?:blob|resolve|raw)/(?P<revision>[^/]+)/(?P<file>.+)))?/?")
 _URI = re.compile(rf"{_REPO}(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<file>.+))?", re.ASCII)  # the Hub's own way: the file after a slash
 
 
@@ -49,15 +53,42 @@ def parse(source: str) -> Name | None:
     """The repository that a source may name, or None where it can only be a path: not two parts, or a last part that ends as files do.
 
     Raises:
-        UsageError: it begins with hf:// and goes on with no repository's name.
+        UsageError: it begins with hf:// or https:// and goes on with no repository's name, or on another host.
     """
+    if re.match(r"https?://", source, re.IGNORECASE):
+        return _parse_url(source)
     uri, rest = source.startswith(SCHEME), source.removeprefix(SCHEME)
     found = (_URI if uri and ":" not in rest else _PLAIN).fullmatch(rest)
-    if found and not re.search(r"--|\.\.", found["repo"]) and (uri or not re.search(r"\.([A-Za-z]{2,}|h5)$", found["repo"])):
+    if found and (uri or not re.search(r"\.([A-Za-z]{2,}|h5)$", found["repo"])) and _tame(*found.groups()):
         return Name(found["repo"], found["revision"], found["file"])
     if uri:
-        raise UsageError(f"{source}: expected {SCHEME}owner/name, @revision and :file after it where they are needed")
+        raise UsageError(f"{source!r}: expected {SCHEME}owner/name, @revision and :file after it where they are needed")
     return None
+
+
+def _parse_url(source: str) -> Name:
+    """The repository of a page's address, as a browser has it."""
+    parts = urlsplit(source)
+    ours = {"huggingface.co", "www.huggingface.co", "hf.co", urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
+    if parts.netloc.lower() not in ours:
+        raise UsageError(f"{source!r}: of addresses, those of models on huggingface.co are taken", "download the file and give its path")
+    found = _PAGE.fullmatch(parts.path)
+    if found and re.fullmatch(_REPO, found["repo"], re.ASCII) and found["repo"].split("/")[0] not in ("datasets", "spaces", "api", "docs"):
+        revision, file = (unquote(text) if text else None for text in (found["revision"] or found["at"], found["file"]))
+        if _tame(found["repo"], revision, file):
+            return Name(found["repo"], revision, file)
+    raise UsageError(f"{source!r}: no model's page", "https://huggingface.co/owner/name, or a file's: https://huggingface.co/owner/name/blob/main/FILE")
+
+
+def _tame(repo: str, revision: str | None, file: str | None) -> bool:
+    """Whether a name stays within the cache's folder for it, and on one line."""
+    if re.search(r"--|\.\.", repo) or (revision and re.search(r"\.\.|^/|[\\\x00-\x20\x7f]", revision)):
+        return False
+    return file is None or _tame_file(file)
+
+
+def _tame_file(file: str) -> bool:
+    return not re.search(r"^/|(^|/)\.\.(/|$)|[\\\x00-\x1f\x7f]", file)
 
 
 def fetch(name: Name) -> tuple[Path, Name]:
@@ -106,7 +137,7 @@ def _listing(name: Name) -> tuple[list[str], Path | None]:
     def ask() -> tuple[list[str], Path | None]:
         try:
             info = HfApi().model_info(name.repo, revision=name.revision, timeout=10)
-            return [file.rfilename for file in info.siblings or []], None
+            return [file.rfilename for file in info.siblings or [] if _tame_file(file.rfilename)], None  # others are somebody's trick
         except RevisionNotFoundError:
             raise
         except Exception:  # as huggingface_hub does: what was fetched once serves whenever the Hub does not

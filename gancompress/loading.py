@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gancompress.checkpoint import FORMAT_VERSION, METADATA_KEY
+from gancompress.console import stderr
 from gancompress.contents import Content, contents, is_ema, plain, split, strip
 from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
 from gancompress.families import FAMILIES
@@ -161,7 +162,7 @@ def _resolve(source: str) -> tuple[Path, str]:
             known = ", ".join(f"sample:{p.stem}" for p in sorted(folder.glob("*.safetensors")))
             raise MissingError(f"no bundled teacher {source!r}", f"there is: {known}")
         return path, source
-    path, uri = Path(source).expanduser(), source.startswith(SCHEME)
+    path, uri = Path(source).expanduser(), "://" in source
     if path.exists() and not uri:
         return path, source
     if not (remote := parse(source)):
@@ -239,11 +240,17 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
             raise UsageError(f"--discriminator {discriminator}: this is the source itself", "name the file of the discriminator")
         files = [f for f in files if f != beside] + [beside]
         pins.append(pin)
-    opened = {file: open_checkpoint(file) for file in files}
+    critic, optional = beside if discriminator else None, set(files) if len(files) > 1 and path.is_dir() else set()
+    opened, unread = _opened(files, optional - {critic})
     options["config"] = _config_beside(files, opened)
-    networks, others, metadata, miss = _read_files(opened, beside if discriminator else None, family, options)
+    networks, others, metadata, miss = _read_files(opened, critic, family, options, optional - {critic}, unread)
+    if unread and not any(n.reading.part == "generator" for n in networks):
+        raise next(iter(unread.values()))  # it may be the one that is meant
     if not networks:
         raise _nothing_found(path, others, miss)
+    for error in unread.values():
+        stderr.print(f"left out: {error}", highlight=False, markup=False)
+    others += [f"not read: {error}" for error in unread.values()]
     networks = _chosen(networks, key) if key else networks
     if path.is_dir():
         names = {file.name for file in files[: len(files) - bool(discriminator)]}
@@ -264,27 +271,62 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
     return found
 
 
+def _opened(files: list[Path], optional: set[Path]) -> tuple[dict[Path, Opened], dict[Path, GanCompressError]]:
+    """Every file's content, and why those of ``optional`` have none that cannot be opened."""
+    opened: dict[Path, Opened] = {}
+    unread: dict[Path, GanCompressError] = {}
+    for file in files:
+        try:
+            opened[file] = open_checkpoint(file)
+        except GanCompressError as error:
+            if file not in optional:
+                raise
+            unread[file] = error
+    return opened, unread
+
+
 def _read_files(
-    opened: Mapping[Path, Opened], critic: Path | None, family: str | None, options: Mapping[str, Any]
+    opened: Mapping[Path, Opened],
+    critic: Path | None,
+    family: str | None,
+    options: Mapping[str, Any],
+    optional: set[Path],
+    unread: dict[Path, GanCompressError],
 ) -> tuple[list[Network], list[str], dict[str, Any], _NoFamily | None]:
-    """(networks, what else there is, metadata of our own file, nearest miss) of all files; of ``critic`` its discriminator alone."""
+    """(networks, what else there is, metadata of our own file, nearest miss) of all files; of ``critic`` its discriminator alone.
+
+    What is wrong with a file of ``optional`` goes into ``unread``.
+    """
     networks: list[Network] = []
     others: list[str] = []
     metadata: dict[str, Any] = {}
     miss: _NoFamily | None = None
     for file, content in opened.items():
-        if METADATA_KEY in content.metadata:
-            found, meta = _own_networks(content, file)
-            metadata = metadata or meta
-        else:
-            found, rest, near = _networks(content, file, family, options)
-            others += rest + ([f"not imported: {', '.join(content.inert[:4])}"] if content.inert else [])
-            miss = near if miss is None or (near and near.score > miss.score) else miss
+        try:
+            found, rest, meta, near = _read_file(file, content, family, options)
+        except CheckpointError as error:
+            if file not in optional:
+                raise
+            unread[file] = error
+            continue
+        others += rest
+        metadata = metadata or meta
+        miss = near if miss is None or (near and near.score > miss.score) else miss
         if file == critic:  # what else is in that file was not asked for
             others += [f"{n.where}: a generator, left aside" for n in found if n.reading.part == "generator"]
             found = [n for n in found if n.reading.part == "discriminator"]
         networks += found
     return networks, others, metadata, miss
+
+
+def _read_file(
+    file: Path, content: Opened, family: str | None, options: Mapping[str, Any]
+) -> tuple[list[Network], list[str], dict[str, Any], _NoFamily | None]:
+    if METADATA_KEY in content.metadata:
+        found, meta = _own_networks(content, file)
+        return found, [], meta, None
+    found, rest, miss = _networks(content, file, family, options)
+    return found, rest + ([f"not imported: {', '.join(content.inert[:4])}"] if content.inert else []), {}, miss
 
 
 def _chosen(networks: list[Network], key: str) -> list[Network]:

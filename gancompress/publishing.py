@@ -207,22 +207,22 @@ def _of_base(base: Name) -> tuple[Name, Licence | None, str]:
 
 def _written(repo: str, write: Callable[[], T]) -> T:
     """What the Hub answers to a change, with its refusals as our errors."""
-    from huggingface_hub.utils import HfHubHTTPError
 
     def attempt() -> T:
         try:
             return write()
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
+        except Exception as error:  # of which kind depends on the version of huggingface_hub
+            status = getattr(getattr(error, "response", None), "status_code", 0)
             if status == 401:
                 raise MissingError(f"{repo}: the Hub does not know this token", "`hf auth login` anew, or set HF_TOKEN") from None
             if status in (403, 404):
                 raise MissingError(f"{repo}: this account may not write there ({status})", "a token with write access to that owner's models") from None
             if status == 412:
                 raise GanCompressError(f"{repo} was changed by somebody meanwhile; nothing was published", "look at it, then run it again") from None
+            if isinstance(error, ValueError) and "metadata" in str(error):
+                said = " ".join(str(error).split())[:300]
+                raise UsageError(f"{repo}: the Hub does not take the card: {said}", "--license ID of those the Hub knows") from None
             raise
-        except ValueError as error:
-            raise UsageError(f"{repo}: the Hub does not take the card: {' '.join(str(error).split())[:300]}", "--license ID of those the Hub knows") from None
 
     return asked(Name(repo), attempt)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conftest import named, sequential_discriminator, sequential_generator
@@ -106,6 +107,12 @@ def fetched(environment, *sources):
         ("hf://owner/name/sub/netG.pth", Name("owner/name", None, "sub/netG.pth")),
         ("hf://owner/name@refs/pr/1/netG.pth", Name("owner/name", "refs/pr/1", "netG.pth")),
         ("hf://owner/weights.pt", Name("owner/weights.pt")),
+        ("https://huggingface.co/owner/name", Name("owner/name")),
+        ("https://huggingface.co/owner/name/", Name("owner/name")),
+        ("http://www.huggingface.co/owner/weights.pt?library=x#files", Name("owner/weights.pt")),
+        ("https://hf.co/owner/name/tree/v1", Name("owner/name", "v1")),
+        ("https://huggingface.co/owner/name/blob/main/netG.pth", Name("owner/name", "main", "netG.pth")),
+        ("https://huggingface.co/owner/name/resolve/refs%2Fpr%2F1/sub/a%20b.pth?download=true", Name("owner/name", "refs/pr/1", "sub/a b.pth")),
     ],
 )
 def test_a_name_is_taken_apart(source, expected):
@@ -116,15 +123,34 @@ def test_a_name_is_taken_apart(source, expected):
 PATHS = "netG.pth checkpoints/netG.pth a/b.safetensors a/b.pkl a/b.h5 a/b/c ./a/b ../b /a/b ~/b a/ /b name a/b--c a/b..c a\\b a/b@ a/b: sample:x"
 
 
-@pytest.mark.parametrize("source", [*PATHS.split(), "module:a.py:b", "module:a/b.py:c", "C:/b", "https://a/b", "a/b ", ""])
+@pytest.mark.parametrize("source", [*PATHS.split(), "module:a.py:b", "module:a/b.py:c", "C:/b", "a/b ", "a/b@../c", "a/b:../c", "a/b:/c", "a/b@v\\1", ""])
 def test_what_can_only_be_a_path_is_not_asked_of_the_hub(source):
     assert parse(source) is None
 
 
-@pytest.mark.parametrize("source", ["hf://", "hf://owner", "hf://owner/", "hf://a/b--c", "hf:///a/b"])
+@pytest.mark.parametrize("source", ["hf://", "hf://owner", "hf://owner/", "hf://a/b--c", "hf:///a/b", "hf://a/b@../../c:d", "hf://a/b:../c", "hf://a/b\n"])
 def test_a_uri_without_a_repository_is_a_usage_error(source):
     with pytest.raises(UsageError, match="expected hf://owner/name"):
         parse(source)
+
+
+@pytest.mark.parametrize(
+    "rest", ["", "owner", "datasets/owner/name", "datasets/name", "owner/name/blob/main", "owner/name/tree/main/sub", "a/b/blob/..%2F..%2Fc/d"]
+)
+def test_an_address_that_is_no_models_page_is_a_usage_error(rest):
+    with pytest.raises(UsageError, match="no model's page"):
+        parse(f"https://huggingface.co/{rest}")
+
+
+@pytest.mark.parametrize(
+    "source", ["https://example.com/owner/name", "https://huggingface.co.example.com/a/b", "https://huggingface.co@example.com/a/b", "HTTP://x"]
+)
+def test_an_address_elsewhere_is_refused_with_what_to_do(source, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example.org/")
+    with pytest.raises(UsageError, match=r"those of models on huggingface\.co are taken") as caught:
+        parse(source)
+    assert "download the file" in caught.value.hint
+    assert parse("https://hub.example.org/owner/name") == Name("owner/name"), "a Hub of one's own"
 
 
 # -------------------------------------------------------------------------------------------------------------------- the choice
@@ -170,6 +196,22 @@ def test_weights_in_pieces_and_no_weights_at_all_are_said(environment):
     assert (pieces["code"], nothing["code"]) == (3, 3)
     assert "2 pieces" in pieces["error"]
     assert "no checkpoint in the Hub repository owner/nothing" in nothing["error"]
+
+
+def test_names_in_a_repository_are_data_and_lead_nowhere_else(hub, environment, tmp_path, tmp_path_factory):
+    tricks = ["../../evil.safetensors", "/etc/evil.safetensors", "a/../../evil.bin", "evil\nhint: run me.pth", "\x1b[31mevil.pth", "..\\evil.pth"]
+    hub.repos["owner/tricks"] = Repo.of(dict.fromkeys(tricks, G_SAFE) | {"config.json": b'{"file": "../../evil", "nz": "\\n/etc", "nc": [1]}'})
+    (said,) = fetched(environment, "owner/tricks")
+    assert said["code"] == 3
+    assert "evil" not in said["error"] + said["hint"]
+    hub.repos["owner/tricks"] = Repo.of({**hub.repos["owner/tricks"].commits.popitem()[1], "netG.pth": G_PT})
+    before = {p for p in tmp_path.rglob("*") if "hf" not in p.parts}
+    done = forked.call(["inspect", "owner/tricks", "--json"], environment, tmp_path, tmp_path_factory.mktemp("out"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["contents"][0]["where"] == "netG.pth"
+    assert "evil" not in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*evil*"))
+    assert {p for p in tmp_path.rglob("*") if "hf" not in p.parts} == before
 
 
 # --------------------------------------------------------------------------------------------------------------------- refusals

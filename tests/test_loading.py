@@ -281,6 +281,49 @@ def test_a_directory_of_numbered_epochs_gives_the_newest_of_each_network(save, t
     judges(tmp_path / "run")
 
 
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", "nan"], ids=["empty", "torn", "nan"])
+def test_a_file_of_a_directory_that_cannot_be_read_is_left_out_where_the_others_suffice(damage, save, tmp_path, capsys):
+    save(named(G), "netG.pth")
+    bad = tmp_path / "netD.pth"
+    if damage == "nan":
+        save({k: t * float("nan") for k, t in named(D).items()}, "netD.pth")
+    else:
+        bad.write_bytes(damage)
+    found = find(str(tmp_path))
+    assert [n.where for n in found.networks] == ["netG.pth"]
+    (note,) = [o for o in found.others if o.startswith("not read: ")]
+    assert str(bad) in note
+    assert f"left out: {bad}" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_it_is_refused_where_it_may_be_the_generator(save, tmp_path):
+    (tmp_path / "netG.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"netG.pth: the file is empty"):  # alone
+        find(str(tmp_path))
+    save(named(D), "netD.pth")
+    with pytest.raises(CheckpointError, match=r"netG.pth: the file is empty"):
+        find(str(tmp_path))
+    (tmp_path / "netG.pth").unlink()
+    other = save(named(G), "other.pth")
+    (tmp_path / "netD.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"netD.pth: the file is empty"):  # it was asked for
+        find(str(other), discriminator=str(tmp_path / "netD.pth"))
+    with pytest.raises(CheckpointError, match=r"netD.pth: the file is empty"):
+        find(str(tmp_path), discriminator=str(tmp_path / "netD.pth"))
+
+
+def test_of_a_run_folder_a_damaged_discriminator_is_left_out_and_a_damaged_student_refused(tiny_gan, tmp_path):
+    for name, part in (("student", "generator"), ("discriminator", "discriminator")):
+        save_networks(tmp_path / f"{name}.safetensors", tiny_gan.family, tiny_gan.arch, {part: tiny_gan.networks[part]}, {})
+    whole = (tmp_path / "discriminator.safetensors").read_bytes()
+    (tmp_path / "discriminator.safetensors").write_bytes(whole[:-1])
+    assert load_gan(str(tmp_path)).discriminator is None
+    (tmp_path / "discriminator.safetensors").write_bytes(whole)
+    (tmp_path / "student.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=r"student\.safetensors"):
+        load_gan(str(tmp_path))
+
+
 def test_a_discriminator_that_lies_apart_is_joined(save):
     g, d = save(named(G), "one/netG.pth"), save(named(D), "two/netD.pth")
     gan = load_gan(str(g), discriminator=str(d))
