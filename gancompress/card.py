@@ -17,9 +17,11 @@ from gancompress.gan import GAN
 from gancompress.hub import Name
 
 HUB = "https://huggingface.co"
-#: what is measured of images, among the entries of an evaluation; the rest is cost, which is the machine's too
-QUALITY = ("fid", "frechet_distance", "kid", "inception_score", "precision", "recall", "variance_of_laplacian")
-OF_FEATURES = ("fid", "frechet_distance", "kid", "inception_score", "precision", "recall")
+#: what is measured by features of an extractor, and of images besides; the other entries of an evaluation are cost
+OF_FEATURES = ("fid", "frechet_distance", "kid", "kernel_distance", "inception_score", "precision", "recall")
+OF_IMAGES = ("variance_of_laplacian", "diversity", "ppl_z", "ppl_w", "ppl_z_cropped", "ppl_w_cropped")
+#: numbers that mean something else on features that are not Inception's, and what they are there
+OWN_NAMES = {"fid": "Frechet distance", "kid": "kernel distance", "inception_score": "class score"}
 #: a place on this machine at the beginning of a word, or behind its = or :
 _PLACE = re.compile(r"(?:(?<=[=:])|^)(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[^/\\]*[/\\])*(?=[^/\\]+$)|(?:(?<=[=:])|^)~[^/\\]*[/\\](?:[^/\\]*[/\\])*(?=[^/\\]+$)")
 KNOWN_FILES = {
@@ -28,6 +30,11 @@ KNOWN_FILES = {
     "recipe.yaml": "every number of the training",
     "eval.json": "what was measured, with its protocol",
     "samples.png": "pictures of the same latents",
+    "parity.json": "largest differences between the source network and each file",
+    "original.pth": "the weights under the names of the project the family comes from",
+    "model.onnx": "for onnxruntime and others",
+    "model.int8.onnx": "the same in 8-bit integers",
+    "model.pt2": "for torch.export.load",
 }
 
 
@@ -42,7 +49,7 @@ class Licence:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a card tells. ``teacher``: what the world may call it; ``base``: where it lies on the Hub; ``student``: whether it was distilled."""
+    """All that a card tells. ``teacher``: what the world may call it; ``base``: where it lies on the Hub; ``student``: whether it was distilled here."""
 
     repo: str
     gan: GAN
@@ -126,11 +133,14 @@ def _number(value: Any) -> bool:
 
 
 def _called(key: str, protocol: Mapping[str, Any]) -> str:
-    """What a number is called. FID and IS are of Inception features; of others each has a name of its own."""
+    """What a number is called. FID, KID and IS are of Inception features; of others each has a name of its own."""
     named = {"fid": "distance", "frechet_distance": "distance", "inception_score": "score"}.get(key)
-    if named and isinstance(protocol.get(named), str):
+    if _of_inception(protocol):
+        return {"fid": "FID", "inception_score": "IS", "kid": "KID"}.get(key, key.replace("_", " "))
+    if named and isinstance(protocol.get(named), str) and protocol[named] not in ("FID", "IS"):
         return str(protocol[named])
-    return {"fid": "FID", "inception_score": "IS", "kid": "KID"}.get(key, key.replace("_", " "))
+    of = f" ({protocol.get('extractor', 'unknown')} features)" if key in OF_FEATURES else ""
+    return OWN_NAMES.get(key, key.replace("_", " ")) + of
 
 
 def _of_inception(protocol: Mapping[str, Any]) -> bool:
@@ -144,8 +154,8 @@ def _results(facts: Facts) -> list[Any]:
     protocol = facts.evaluation.get("protocol") or {}
     column, paired = facts.evaluation.get("student") or {}, facts.evaluation.get("paired") or {}
     against = str(protocol.get("reference", "generated images"))
-    of_features = {"seed", "num_images", *protocol} - {"distance", "score"}  # the other numbers may be of fewer images
-    rows = [(key, _called(key, protocol), value, against) for key, value in column.items() if key in QUALITY and _number(value)]
+    of_features = set(protocol) - {"distance", "score"}  # the other numbers may be of fewer images
+    rows = [(key, _called(key, protocol), value, against) for key, value in column.items() if key in OF_FEATURES + OF_IMAGES and _number(value)]
     rows += [(key, f"{key.upper()} to the teacher", value, "the teacher's images of the same latents") for key, value in paired.items() if _number(value)]
     return [
         EvalResult(
@@ -155,7 +165,7 @@ def _results(facts: Facts) -> list[Any]:
             metric_type=key if key not in OF_FEATURES or _of_inception(protocol) else _slug(called),
             metric_name=called + _briefly(protocol, key in OF_FEATURES),
             metric_value=round(value, 6),
-            metric_args={k: v for k, v in protocol.items() if k in (of_features if key in OF_FEATURES else ("seed",))},
+            metric_args={k: v for k, v in protocol.items() if v is not None and k in (of_features if key in OF_FEATURES else ("seed",))},
         )
         for key, called, value, data in rows
     ]
@@ -179,7 +189,7 @@ def _figures(facts: Facts) -> str:
     if not protocol:
         return "## Figures\n\nNone were measured for this card."
     columns = {name: facts.evaluation.get(name) or {} for name in ("student", "teacher")}
-    keys = [k for k, v in columns["student"].items() if _number(v) and (k in QUALITY or k.startswith("latency_ms"))]
+    keys = [k for k, v in columns["student"].items() if _number(v) and (k in OF_FEATURES + OF_IMAGES or k.startswith("latency_ms"))]
     lines = ["## Figures", "", "| | this network | teacher |", "|---|---|---|"]
     for key in keys:
         cells = [f"{v:,.6g}" if _number(v := columns[name].get(key)) else "–" for name in columns]
@@ -189,9 +199,11 @@ def _figures(facts: Facts) -> str:
         lines += ["", f"Against the teacher's images of the same latents (pixels in [-1, 1]): {said}."]
     if not _of_inception(protocol) and protocol.get("extractor"):
         lines += ["", f"The distance is one of {_code(protocol['extractor'])} features: it is no FID and is compared with none."]
-    if "fid" in columns["student"] and protocol.get("num_images", 0) < 10_000:
+    if notes := [_plain(note) for note in facts.evaluation.get("notes") or []]:
+        lines += ["", *(f"- {note}" for note in notes)]
+    elif "fid" in columns["student"] and protocol.get("num_images", 0) < 10_000:
         lines += ["", "FID of fewer than 10,000 images is biased upwards."]
-    lines += ["", "Protocol: " + "; ".join(f"{_plain(k.replace('_', ' '))} {_code(v)}" for k, v in protocol.items()) + "."]
+    lines += ["", "Protocol: " + "; ".join(f"{_plain(k.replace('_', ' '))} {_code(v)}" for k, v in protocol.items() if v is not None) + "."]
     return "\n".join(lines)
 
 
@@ -265,14 +277,14 @@ def _loading(facts: Facts) -> str:
 
 
 def _making(facts: Facts) -> str:
-    if not facts.student:
+    if not facts.student and not facts.metadata.get("recipe"):
         return ""
     told, recipe = facts.metadata, (facts.record.get("identity") or {}).get("recipe") or {}
     lines = ["## How it was made", ""]
     if told.get("recipe"):
         paper = f" ({_plain(recipe['paper'])})" if recipe.get("paper") else ""
         lines.append(f"- recipe {_code(public(str(told['recipe'])))}{paper}{', in full in `recipe.yaml`' if 'recipe.yaml' in facts.files else ''}")
-    if "kimg" in told:
+    if told.get("kimg") is not None:
         lines.append(f"- {_plain(told['kimg'])} thousand images, seed {_plain(told.get('seed', 'unknown'))}")
     if command := public_command(str(facts.record.get("command", ""))):
         lines.append(f"- command {_code(command)}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+import torch
 import yaml
 
 from gancompress import __version__
@@ -18,8 +19,8 @@ from gancompress.api import teacher_of
 from gancompress.card import HUB, Facts, Licence, model_card, public, public_tree
 from gancompress.console import stderr
 from gancompress.cost import Cost, gan_cost, generator_cost
+from gancompress.data import EVALUATION, draw, rng
 from gancompress.errors import GanCompressError, MissingError, UsageError
-from gancompress.exporter import fixed_images
 from gancompress.gan import GAN, state_hash
 from gancompress.hub import Name, asked, parse
 from gancompress.loading import find, load_gan
@@ -233,6 +234,8 @@ def _written(repo: str, write: Callable[[], T]) -> T:
 def contents(publication: Publication, folder: Path) -> dict[str, bytes | Path]:
     """{name in the repository: content}: every file of the export folder, and beside them card, recipe, picture and numbers."""
     source = publication.source
+    if not (folder / "model.safetensors").is_file():
+        raise UsageError(f"{folder} holds no model.safetensors, which is what a repository is loaded from; nothing was published", "export safetensors too")
     record, teacher = _made_from(source)
     run = (Path(source) if Path(source).is_dir() else Path(source).parent) if record else None
     gan, found = load_gan(str(folder)), find(source, options=publication.options)
@@ -249,7 +252,7 @@ def contents(publication: Publication, folder: Path) -> dict[str, bytes | Path]:
     files |= beside
     sizes = {name: len(content) if isinstance(content, bytes) else content.stat().st_size for name, content in files.items()}
     facts = Facts(
-        publication.repo, gan, gan_cost(gan), config, found.metadata, publication.licence, sizes, student=bool(record) or "loss" in found.metadata,
+        publication.repo, gan, gan_cost(gan), config, found.metadata, publication.licence, sizes, student=bool(record),
         base=publication.base, teacher=_called(teacher), teacher_cost=_teacher_cost(source), record=record, evaluation=evaluation,
     )  # fmt: skip
     return files | {"README.md": model_card(facts).encode()}
@@ -279,7 +282,7 @@ def _picture(run: Path | None, gan: GAN) -> bytes | None:
     if not gan.arch.nz:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        save_comparison(Path(folder) / "samples.png", None, fixed_images(gan))
+        save_comparison(Path(folder) / "samples.png", None, draw(gan, *gan.sample(16, rng(0, EVALUATION)), torch.device("cpu")))
         return (Path(folder) / "samples.png").read_bytes()
 
 

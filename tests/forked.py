@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "PIL.Image", "gancompress.api", "gancompress.cli", "gancompress.screens"])
+CONTEXT.set_forkserver_preload(
+    ["torch", "torchvision", "matplotlib.pyplot", "gancompress.api", "gancompress.cli", "gancompress.screens", "gancompress.metrics"]
+)
 
 
 def _main(words: list[str], environment: dict[str, str], folder: Path, out: Path) -> None:

@@ -281,3 +281,52 @@ def test_what_is_measured_is_kept_in_a_run_folder_alone_and_a_failure_is_a_line(
     (line,) = keep_evaluation(str(tmp_path), tiny_gan, {"a": 2})
     assert line.startswith(f"not kept: {tmp_path / 'eval.json'}: cannot be written")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def facts(gan, evaluation):
+    from gancompress.card import Facts, Licence
+    from gancompress.cost import gan_cost
+
+    return Facts("owner/x", gan, gan_cost(gan), {"dtype": "float32"}, {}, Licence("mit"), {"model.safetensors": 9}, evaluation=evaluation)
+
+
+@pytest.mark.parametrize(("extractor", "kinds"), [("inception-v3", {"fid", "kid", "inception_score"}), ("digits", set())])
+def test_only_inceptions_numbers_are_called_fid_kid_and_is(extractor, kinds, tiny_gan):
+    from gancompress.card import model_card
+
+    measured = {
+        "fid": 9.5,
+        "kid": 0.25,
+        "inception_score": 1.5,
+        "precision": 0.5,
+        "diversity": 3.0,
+        "parameters": 12,
+        "latency_ms_batch_1": 1.5,
+        "family": "dcgan",
+    }
+    protocol = {"num_images": 5000, "seed": 3, "extractor": extractor, "weights_sha256": "ab" * 32, "truncation": None}
+    page = model_card(facts(tiny_gan, {"protocol": protocol, "student": measured, "notes": ["a\nnote | of `mine`"]}))
+    metrics = [m for row in front_matter(page)["model-index"][0]["results"] for m in row["metrics"]]
+    assert {m["type"] for m in metrics} & {"fid", "kid", "inception_score"} == kinds
+    assert any(m["name"].startswith("FID ") for m in metrics) == bool(kinds)
+    assert len(metrics) == 5, "costs are no metrics"
+    assert all(m["args"].get("seed") == 3 and "truncation" not in m["args"] for m in metrics)
+    assert "- a note   of  mine" in page
+    assert "| latency ms batch 1 | 1.5 | – |" in page
+
+
+def test_a_card_without_figures_says_so_and_has_no_model_index(tiny_gan):
+    from gancompress.card import model_card
+
+    page = model_card(facts(tiny_gan, {}))
+    assert "model-index" not in front_matter(page)
+    assert "None were measured" in page
+
+
+def test_an_export_without_safetensors_is_not_published(tmp_path, exported):
+    from gancompress.card import Licence
+    from gancompress.errors import UsageError
+    from gancompress.publishing import Publication, contents
+
+    with pytest.raises(UsageError, match=r"holds no model\.safetensors"):
+        contents(Publication(str(exported), "owner/x", False, Licence("mit")), tmp_path)
