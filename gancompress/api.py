@@ -16,7 +16,7 @@ from gancompress.cost import generator_cost
 from gancompress.data import EVALUATION, Images, draw, rng
 from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.extractors import Extractor
-from gancompress.gan import GAN, state_hash
+from gancompress.gan import GAN
 from gancompress.hub import SCHEME, in_cache
 from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
@@ -194,13 +194,16 @@ def newest_run() -> Path:
     return finished[-1].parent
 
 
-def keep_evaluation(source: str, gan: GAN, result: dict[str, Any]) -> list[str]:
-    """Write what was measured of a run folder's student into its eval.json, for a published card; returns the line that says so."""
+def keep_evaluation(source: str, result: dict[str, Any]) -> list[str]:
+    """Write what was measured of a run folder's student into its eval.json, for a published card; returns the line that says so.
+
+    ``result["student_sha256"]``, the hash of the generator's tensors, tells later whose numbers they are; without it nothing is kept.
+    """
     folder = Path(source)
-    if record_of(folder) is None:
+    if "student_sha256" not in result or record_of(folder) is None:
         return []
     try:
-        write_json(folder / EVALUATION_FILE, {**result, "student_sha256": state_hash(gan.generator.state_dict())})
+        write_json(folder / EVALUATION_FILE, result)
     except GanCompressError as error:
         return [f"not kept: {error}"]
     return [f"kept: {folder / EVALUATION_FILE}"]

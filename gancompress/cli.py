@@ -230,6 +230,7 @@ def evaluate(
     from gancompress.data import Images
     from gancompress.errors import MissingError
     from gancompress.extractors import Extractor, make_extractor
+    from gancompress.gan import state_hash
     from gancompress.loading import load_gan
     from gancompress.metrics import evaluate as measure
     from gancompress.planning import feed_translator
@@ -262,9 +263,9 @@ def evaluate(
                 raise
             said.append(f"left out: {error}\nhint: {error.hint}")
     result = measure(gan, teacher, images, num_images=num_images, extractor=extractor, seed=seed, device=where)
-    result["source"], result["against"] = source, against
+    result |= {"source": source, "against": against, "student_sha256": state_hash(gan.generator.state_dict())}
     typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else screens.show_evaluation(result)
-    for line in said + api.keep_evaluation(source, gan, result):
+    for line in said + api.keep_evaluation(source, result):
         typer.echo(line, err=True)
 
 
