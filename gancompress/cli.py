@@ -219,6 +219,11 @@ def evaluate(
     weights: Annotated[Optional[str], typer.Option(help="Inception weights, where they cannot be downloaded.")] = None,  # noqa: UP045
     per_class: Annotated[Optional[str], typer.Option("--per-class", metavar="LIST", help="Distances within classes instead: all, or 3,7-9.")] = None,  # noqa: UP045
     pictures: Annotated[Optional[Path], typer.Option("--pictures", help="With --per-class: folder for the worst classes and interpolations.")] = None,  # noqa: UP045
+    segmenter: Annotated[Optional[str], typer.Option(help="FCN score of a translator instead: a torchvision segmentation file, or file.py:factory.")] = None,  # noqa: UP045
+    label_maps: Annotated[Optional[str], typer.Option(help="With --segmenter: folder with a label map (.png, .npy) for each image of --data.")] = None,  # noqa: UP045
+    segmenter_classes: Annotated[Optional[int], typer.Option(min=1, help="With --segmenter: take its first N classes alone.")] = None,  # noqa: UP045
+    ignore_label: Annotated[Optional[list[int]], typer.Option(help="With --segmenter: a value of label maps to leave out, as 255 is.")] = None,  # noqa: UP045
+    target: Annotated[Optional[str], typer.Option("--target", help="With --segmenter: the real images of --data, to be scored too.")] = None,  # noqa: UP045
     classes: Classes = None,
     reader: ReaderOption = None,
     device: Device = "auto",
@@ -242,6 +247,17 @@ def evaluate(
         against, recorded, why_not = api.teacher_of(source)
         options, said = recorded | options, [why_not] if why_not else []
     teacher = load_gan(against, options=options) if against else None
+    fcn: dict[str, Any] = {"label_maps": label_maps, "classes": segmenter_classes, "ignored": ignore_label, "target": target}
+    if segmenter is not None:
+        if per_class or feature_extractor or weights or pictures:
+            raise UsageError("--segmenter measures the FCN score alone", "leave out --per-class, --pictures, --feature-extractor and --weights")
+        scores = api.eval_segmentation(gan, teacher, data, segmenter, direction=direction, num_images=num_images, device=where, **fcn)
+        typer.echo(json.dumps(scores, indent=2, allow_nan=False)) if as_json else screens.show_segmentation(scores)
+        for line in said:
+            typer.echo(line, err=True)
+        return
+    if any(fcn.values()):
+        raise UsageError("--label-maps, --segmenter-classes, --ignore-label and --target of eval are for the FCN score", "--segmenter FILE --label-maps DIR")
     translators = [g for g in (gan, teacher) if g and not g.arch.nz]
     for translator in translators:
         feed_translator(translator, data, direction)
