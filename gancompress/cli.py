@@ -180,7 +180,7 @@ def distill(
 @app.command()
 def collect(
     teacher: Annotated[str, typer.Argument(help="The teacher: a path, owner/name of the Hub, sample:NAME, module:file.py:factory.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the recording; one of the same settings goes on.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the recording; one of the same settings goes on, and grows where more are asked for.")],
     num: Annotated[Optional[int], typer.Option("--num", help="Pairs to record.")] = None,  # noqa: UP045
     per_class: Annotated[Optional[int], typer.Option("--per-class", help="Pairs of each class exactly, in place of --num with uniform labels.")] = None,  # noqa: UP045
     truncation: Annotated[Optional[float], typer.Option(help="The family's own; of one without, z = T * (a normal within [-2, 2]) as TinyGAN.")] = None,  # noqa: UP045
@@ -191,7 +191,7 @@ def collect(
     device: Device = "auto",
     reader: ReaderOption = None,
 ) -> None:
-    """Record a teacher's latents, labels and images, for distill --recorded. The same command resumes; torchrun ranks share the work."""
+    """Record a teacher's latents, labels and images, for distill --recorded. The same command resumes, a larger --num adds to it; torchrun ranks share."""
     from gancompress import console, screens
     from gancompress.collecting import prepare, record
 

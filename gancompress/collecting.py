@@ -40,7 +40,8 @@ PREVIEW = 16
 
 @dataclass
 class Recording:
-    """What is to be recorded, checked. ``missing``: the shards that this rank of ``world`` ones has still to write."""
+    """What is to be recorded, checked. ``missing``: the shards that this rank of ``world`` ones has still to write; ``there``: pairs of the
+    recording that this one makes longer, 0 where it does not."""
 
     gan: GAN
     settings: Settings
@@ -50,6 +51,7 @@ class Recording:
     batch_size: int
     rank: int
     world: int
+    there: int = 0
     missing: list[int] = field(default_factory=list)
     bytes_needed: int = 0
     bytes_free: int = 0
@@ -99,10 +101,12 @@ def prepare(
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: at least 1")
     folder = Path(out)
-    _refuse_foreign(folder, settings)
+    there = _refuse_foreign(folder, settings)
     where = _device_of_rank(device)
     gan.to(where)
-    recording = Recording(gan, settings, folder, teacher, where, batch_size, rank, world)
+    recording = Recording(gan, settings, folder, teacher, where, batch_size, rank, world, there if there < settings.num else 0)
+    if recording.there:
+        recording.notes.append(f"{there:,} pairs are recorded in {folder}, or were begun: it grows to {settings.num:,}")
     recording.missing, everyones = _missing(recording)
     _check_disk(recording, sum(len(settings.pairs_of(k)) for k in everyones))
     return recording
@@ -190,15 +194,25 @@ def _device_of_rank(name: str) -> torch.device:
 # --------------------------------------------------------------------------------------------------------------------- the folder
 
 
-def _refuse_foreign(folder: Path, settings: Settings) -> None:
+def _refuse_foreign(folder: Path, settings: Settings) -> int:
+    """The number of pairs of the recording of the same law that is there, 0 where the folder is free.
+
+    Raises:
+        UsageError: a recording of another law, or of more pairs, or somebody's files.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a directory", "choose another --out")
     if not folder.is_dir() or all(p.suffix == ".tmp" or p.name.startswith(LOCK) for p in folder.iterdir()):
-        return
+        return 0
     if not (folder / shards.MANIFEST).is_file():
         raise UsageError(f"{folder} is not empty and holds no recording", "choose another --out")
-    if found := differences(shards.read_settings(folder).model_dump(mode="json"), settings.model_dump(mode="json")):
+    there = shards.read_settings(folder)
+    if found := differences(there.law(), settings.law()):
         raise UsageError(f"{folder} holds another recording:\n  " + "\n  ".join(found), "choose another --out, or repeat the old command to go on with it")
+    if settings.num < there.num:
+        asked, has = (f"--per-class {s.per_class:,}" if s.per_class else f"--num {s.num:,}" for s in (settings, there))
+        raise UsageError(f"{asked}: {folder} is a recording of {has}, and a recording is not cut", "choose another --out, or record as many or more")
+    return there.num
 
 
 def _missing(recording: Recording) -> tuple[list[int], list[int]]:
@@ -209,7 +223,8 @@ def _missing(recording: Recording) -> tuple[list[int], list[int]]:
             shards.open_shard(recording.out, settings, k)
         except MissingError as error:
             everyones.append(k)
-            if shards.shard_path(recording.out, k).exists() and k % recording.world == recording.rank:
+            grows = recording.there in settings.pairs_of(k)[1:]  # the last one of the shorter recording
+            if shards.shard_path(recording.out, k).exists() and k % recording.world == recording.rank and not grows:
                 recording.notes.append(f"{error}; it is recorded anew")
     return [k for k in everyones if k % recording.world == recording.rank], everyones
 
@@ -300,13 +315,13 @@ def record(recording: Recording, reporter: Reporter) -> Path:
     settings, out = recording.settings, recording.out
     with _held(out, recording.rank, recording.world), StopRequest().installed() as stop:
         with locked(out, doing="recording", seconds=60):  # other ranks come to this at the same time
-            _refuse_foreign(out, settings)
-            if not (out / shards.MANIFEST).is_file():
+            if _refuse_foreign(out, settings) < settings.num:
+                (out / shards.INDEX).unlink(missing_ok=True)  # first, for it lists what the manifest says
                 write_json(out / shards.MANIFEST, {"settings": settings.model_dump(mode="json"), "source": recording.source, "versions": versions()})
         recording.missing, _ = _missing(recording)
         _record_shards(recording, reporter, stop)
         with locked(out, doing="recording", seconds=60):
-            if not _missing(recording)[1]:
+            if _refuse_foreign(out, settings) == settings.num and not _missing(recording)[1]:
                 write_json(out / shards.INDEX, shards.index_of(out, settings))
     return out
 

@@ -32,11 +32,11 @@ Pair = tuple[Array, int | None, Array]  # latents (nz,), label, image (C, R, R) 
 
 
 class Settings(BaseModel):
-    """All that decides what a recording holds: two of the same settings are the same recording."""
+    """All that decides what a recording holds: two of the same settings are the same recording, two of the same law begin alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     teacher_sha256: str
     family: str
     arch: dict[str, Any]
@@ -60,8 +60,13 @@ class Settings(BaseModel):
         """The pairs of shard k."""
         return range(k * self.shard, min((k + 1) * self.shard, self.num))
 
+    def law(self) -> dict[str, Any]:
+        """All that a pair is a function of beside its number; a recording may grow, and its whole shards stay as they are."""
+        labels = {"labels": "of each class in turn" if self.per_class else "uniform over classes"} if self.classes else {}
+        return self.model_dump(mode="json", exclude={"num", "per_class"}) | labels
+
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.law(), sort_keys=True).encode()).hexdigest()
 
 
 def shard_path(folder: Path, k: int) -> Path:
@@ -85,7 +90,9 @@ def read_settings(folder: Path) -> Settings:
             raise ValueError("no resolution, nc, nz and classes in its architecture")
     except ValidationError as error:
         first = error.errors()[0]
-        raise MissingError(f"{folder / MANIFEST}: damaged, or of another version ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+        raise MissingError(
+            f"{folder / MANIFEST}: damaged, or of another version ({'.'.join(map(str, first['loc']))}: {first['msg']})", "record it again"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MissingError(f"{folder / MANIFEST}: damaged ({error})") from None
     return settings

@@ -209,37 +209,97 @@ def test_ranks_that_make_no_sense_are_refused(rank, world, teacher, tmp_path, mo
         prepare(teacher, tmp_path / "r", num=4)
 
 
-def _collect_slowly(teacher, out):
+def _collect_slowly(teacher, out, num):
     drawn = collecting.draw
     collecting.draw = lambda *args: time.sleep(0.04) or drawn(*args)
     try:
-        collect(teacher, out, num=90, batch_size=8)
+        collect(teacher, out, num=num, batch_size=8)
     except StoppedError as error:
         sys.exit(error.exit_code)
 
 
-def started(teacher, out):
+def started(teacher, out, num=90):
     """A process that records there, at least half a second long."""
-    process = multiprocessing.get_context("fork").Process(target=_collect_slowly, args=(teacher, out))
+    process = multiprocessing.get_context("fork").Process(target=_collect_slowly, args=(teacher, out, num))
     process.start()
     return process
 
 
-def test_killed_at_random_points_it_loses_and_repeats_no_pair(teacher, tmp_path):
+@pytest.mark.parametrize("recorded", [0, 42])
+def test_killed_at_random_points_it_loses_and_repeats_no_pair(teacher, tmp_path, recorded):
+    """From the start, and on the way from a shorter recording, of which no file is ever without its pairs."""
     alone = contents(collect(teacher, tmp_path / "alone", num=90, batch_size=8))
     moments, killed, out = random.Random(0), 0, tmp_path / "r"
-    while killed < 30 and not (out / "index.json").is_file():
-        with pytest.raises(MissingError):
-            Recorded(str(out))
+    short = contents(collect(teacher, out, num=recorded, batch_size=8)) if recorded else {}
+
+    def length():
+        try:
+            return len(Recorded(str(out)))
+        except MissingError:
+            return 0
+
+    while killed < 30 and length() != 90:
+        assert length() in (0, recorded)
         process = started(teacher, out)
         process.join(moments.uniform(0.05, 0.25))
         process.kill()
         process.join()
         killed += 1
+        for name in short.keys() - {"index.json"}:
+            assert (out / name).read_bytes() in (short[name], alone[name])
     assert killed > 2
     collect(teacher, out, num=90, batch_size=8)
     assert {k: v for k, v in contents(out).items() if not k.endswith(".tmp")} == alone
     assert len({tuple(z.tolist()) for z in everything(out)[0]}) == 90
+
+
+@pytest.mark.parametrize("lengths", [[7, 20, 40], [16, 32, 40], [33, 34, 40], [40, 40]])
+def test_a_recording_that_grew_is_one_of_its_length_from_the_start(lengths, teacher, tmp_path):
+    collect(teacher, tmp_path / "alone", num=40, batch_size=8)
+    out = tmp_path / "r"
+    for before, num in zip([0, *lengths], lengths, strict=False):
+        kept = {k: shard_path(out, k).stat().st_mtime_ns for k in range(before // 16)}
+        collect(teacher, out, num=num, batch_size=8)
+        assert len(Recorded(str(out))) == num
+        assert {k: shard_path(out, k).stat().st_mtime_ns for k in kept} == kept, "a whole shard was written again"
+    assert contents(out) == contents(tmp_path / "alone")
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "alone" / "manifest.json").read_bytes()
+
+
+def test_classes_in_turn_grow_too_and_uniform_ones_do_not_mix_with_them(conditional, tmp_path):
+    alone = contents(collect(conditional, tmp_path / "alone", per_class=9, batch_size=8))
+    out = collect(conditional, tmp_path / "r", per_class=4, batch_size=8)
+    with pytest.raises(UsageError, match="labels: of each class in turn -> uniform over classes"):
+        collect(conditional, out, num=60, batch_size=8)
+    assert contents(collect(conditional, out, per_class=9, batch_size=8)) == alone
+    with pytest.raises(UsageError, match=r"--per-class 4: .* is a recording of --per-class 9"):
+        collect(conditional, out, per_class=4)
+    assert contents(out) == alone
+
+
+def test_ranks_make_a_recording_longer_together(teacher, tmp_path, monkeypatch):
+    alone = contents(collect(teacher, tmp_path / "alone", num=100, batch_size=8))
+    out = collect(teacher, tmp_path / "r", num=20, batch_size=8)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        collect(teacher, out, num=100, batch_size=8)
+    assert contents(out) == alone
+
+
+def test_a_recording_is_whole_until_it_begins_to_grow(teacher, tmp_path, monkeypatch):
+    """Stopped between its index and its manifest it is the shorter one still, which the old command makes whole."""
+    out = collect(teacher, tmp_path / "r", num=40)
+    before = contents(out)
+    assert "40 pairs are recorded" in prepare(teacher, out, num=44).notes[0]
+    assert len(prepare(teacher, out, num=44).notes) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "write_json", None)
+        with pytest.raises(TypeError):
+            collect(teacher, out, num=44)
+    with pytest.raises(MissingError, match=r"index\.json: missing"):
+        Recorded(str(out))
+    assert contents(collect(teacher, out, num=40)) == before
 
 
 def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(teacher, tmp_path):
@@ -262,7 +322,11 @@ def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(teacher, tmp_p
 def test_another_teacher_or_other_settings_are_not_mixed_in(teacher, conditional, tmp_path):
     collect(teacher, tmp_path / "r", num=20)
     before = contents(tmp_path / "r")
-    for change, said in (({"num": 30}, "num: 20 -> 30"), ({"seed": 2}, "seed: 0 -> 2"), ({"truncation": 0.5}, "truncation: None -> 0.5")):
+    for change, said in (
+        ({"num": 19}, "--num 19: .* is a recording of --num 20"),
+        ({"seed": 2}, "seed: 0 -> 2"),
+        ({"truncation": 0.5}, "truncation: None -> 0.5"),
+    ):
         with pytest.raises(UsageError, match=said):
             collect(teacher, tmp_path / "r", **{"num": 20, **change})
     with pytest.raises(UsageError, match=r"teacher_sha256: [\s\S]*arch.resolution: 8 -> 16"):
