@@ -181,10 +181,12 @@ def distill(
 def collect(
     teacher: Annotated[str, typer.Argument(help="The teacher: a path, owner/name of the Hub, sample:NAME, module:file.py:factory.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the recording; one of the same settings goes on, and grows where more are asked for.")],
-    num: Annotated[Optional[int], typer.Option("--num", help="Pairs to record.")] = None,  # noqa: UP045
+    num: Annotated[Optional[int], typer.Option("--num", help="Pairs to record; of a translator, at most and by default all of --data.")] = None,  # noqa: UP045
     per_class: Annotated[Optional[int], typer.Option("--per-class", help="Pairs of each class exactly, in place of --num with uniform labels.")] = None,  # noqa: UP045
     truncation: Annotated[Optional[float], typer.Option(help="The family's own; of one without, z = T * (a normal within [-2, 2]) as TinyGAN.")] = None,  # noqa: UP045
     classes: Annotated[Optional[str], typer.Option("--classes", help="Of a conditional teacher, those to record: 3,7-9. Default: all.")] = None,  # noqa: UP045
+    data: Data = None,
+    direction: Direction = None,
     image_format: Annotated[str, typer.Option("--format", help="png or webp-lossless (8 bits), or float16.")] = "png",
     batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
     seed: Seed = 0,
@@ -198,7 +200,7 @@ def collect(
     _device(device)
     recording = prepare(
         teacher, out, num=num, per_class=per_class, truncation=truncation, classes=classes, image_format=image_format, batch_size=batch_size, seed=seed,
-        device=device, reader_options=_reader_options(None, reader),
+        device=device, data=data, direction=direction, reader_options=_reader_options(None, reader),
     )  # fmt: skip
     first = recording.rank == 0  # the others work in silence
     if first:

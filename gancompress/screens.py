@@ -100,7 +100,7 @@ def show_recording(recording: Recording) -> None:
     facts = [
         ("teacher", f"{recording.source} ({settings.family}), {arch.nc} x {arch.resolution} x {arch.resolution}"),
         ("pairs", f"{settings.num:,} in {settings.shards:,} shards" + (f", {settings.per_class:,} of each class" if settings.per_class else "")),
-        ("latents", f"{arch.nz} numbers, {settings.latents}; seed {settings.seed}"),
+        ("latents", f"{arch.nz} numbers, {settings.latents}; seed {settings.seed}") if arch.nz else ("inputs", settings.latents),
         ("classes", settings.classes or "none"),
         ("format", settings.format),
         ("left to do", f"{recording.left:,} pairs" + (f" of rank 0 of {recording.world}" if recording.world > 1 else "")),
