@@ -196,6 +196,9 @@ def make_plan(
     if "real" in loss_type.uses and images is None:
         notes.append(loss_type.without_real)
     student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
+    if images and not loss.asks_real:
+        images = None
+        more.append(f"no term of these weights asks for real images: --data {data} is not used")
     embedding = given_embedding(numbers, student)
     if embedding is not None:
         student.generator.load_state_dict({EMBEDDING: embedding}, strict=False)
