@@ -12,7 +12,7 @@ from gancompress.checkpoint import unused, write_json
 from gancompress.classwise import class_list, evaluate_classes, interpolations, save_worst
 from gancompress.config import load_recipe, recipe_names
 from gancompress.console import Silent
-from gancompress.cost import generator_cost
+from gancompress.cost import device_name, generator_cost
 from gancompress.data import EVALUATION, Images, draw, rng
 from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.extractors import Extractor
@@ -22,9 +22,11 @@ from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
 from gancompress.losses import LOSSES
 from gancompress.losses.base import NEEDS
+from gancompress.pairs import holds_both, sides
 from gancompress.planning import feed_translator, make_plan, run_plan
 from gancompress.report import save_grid, save_rows
 from gancompress.runs import EVALUATION_FILE, RUNS, record_of
+from gancompress.segmentation import VOID, LabelMaps, fcn_score, open_segmenter
 
 
 def recipe_table() -> list[dict[str, Any]]:
@@ -180,6 +182,43 @@ def eval_classes(
         save_worst(pictures / "worst.png", student, teacher, found["student"]["worst"], seed, device)
         save_rows(pictures / "interpolations.png", interpolations(student, chosen, seed, device))
     return found
+
+
+def eval_segmentation(
+    student: GAN, teacher: GAN | None, data: str | None, segmenter: str, *, label_maps: str | None, target: str | None = None, direction: str | None = None,
+    classes: int | None = None, ignored: Iterable[int] | None = None, num_images: int = 5000, device: torch.device | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """FCN scores of a translator, of its teacher and, where ``data`` and ``target`` tell them, of the real targets, as a JSON-able dict.
+
+    Args are those of ``gancompress eval``; ``ignored``: values of label maps beside 255, which is a class where there are so many.
+
+    Raises:
+        UsageError: a network that does not translate to grey or RGB. GanCompressError: as ``open_segmenter``, ``LabelMaps`` and ``fcn_score``.
+    """
+    device = device or torch.device("cpu")
+    columns = {"student": student} | ({"teacher": teacher} if teacher else {})
+    for gan in columns.values():
+        if gan.arch.nz or gan.arch.nc not in (1, 3):
+            raise UsageError(f"--segmenter: {gan.source} does not translate images to grey or RGB ones", "the FCN score is of translators; eval without it")
+    if label_maps is None:
+        raise MissingError("--segmenter: the FCN score needs the classes of the pixels", "--label-maps DIR with a .png or .npy for each image of --data")
+    judge = open_segmenter(segmenter, student.arch.resolution, classes, device)
+    left_out = frozenset(ignored or ()) | ({VOID} if judge.classes <= VOID else frozenset())
+    maps = LabelMaps(label_maps, judge.classes, left_out)
+    both = data is not None and (target is not None or direction is not None or holds_both(data))
+    result: dict[str, Any] = {}
+    total = 0
+    for name, gan in columns.items():
+        arch = gan.to(device).arch
+        found = sides(str(data), target, arch.resolution, (arch.nc_in, arch.nc), direction) if both else (feed_translator(gan, data), None)
+        total = len(found[0])
+        if found[1] is not None and gan is student:
+            result["ground truth"] = fcn_score(None, found[1], judge, maps, num_images)
+        result[name] = fcn_score(gan, found[0], judge, maps, num_images)
+    protocol = {"segmenter": judge.name, "segmenter_sha256": judge.sha256, "classes": judge.classes, "images": min(num_images, total), "of_images": total}
+    protocol |= {"data": data, "label_maps": label_maps, "ignored": sorted(left_out), "quantisation": "round to 8 bits"}
+    protocol |= {"resolution": student.arch.resolution, "device": device_name(device), "torch": torch.__version__}
+    return {"protocol": protocol, **result}
 
 
 def newest_run() -> Path:

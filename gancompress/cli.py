@@ -180,25 +180,27 @@ def distill(
 @app.command()
 def collect(
     teacher: Annotated[str, typer.Argument(help="The teacher: a path, owner/name of the Hub, sample:NAME, module:file.py:factory.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the recording; one of the same settings goes on.")],
-    num: Annotated[Optional[int], typer.Option("--num", help="Pairs to record.")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option("--out", help="Folder of the recording; one of the same settings goes on, and grows where more are asked for.")],
+    num: Annotated[Optional[int], typer.Option("--num", help="Pairs to record; of a translator, at most and by default all of --data.")] = None,  # noqa: UP045
     per_class: Annotated[Optional[int], typer.Option("--per-class", help="Pairs of each class exactly, in place of --num with uniform labels.")] = None,  # noqa: UP045
     truncation: Annotated[Optional[float], typer.Option(help="The family's own; of one without, z = T * (a normal within [-2, 2]) as TinyGAN.")] = None,  # noqa: UP045
     classes: Annotated[Optional[str], typer.Option("--classes", help="Of a conditional teacher, those to record: 3,7-9. Default: all.")] = None,  # noqa: UP045
+    data: Data = None,
+    direction: Direction = None,
     image_format: Annotated[str, typer.Option("--format", help="png or webp-lossless (8 bits), or float16.")] = "png",
     batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
     seed: Seed = 0,
     device: Device = "auto",
     reader: ReaderOption = None,
 ) -> None:
-    """Record a teacher's latents, labels and images, for distill --recorded. The same command resumes; torchrun ranks share the work."""
+    """Record a teacher's latents, labels and images, for distill --recorded. The same command resumes, a larger --num adds to it; torchrun ranks share."""
     from gancompress import console, screens
     from gancompress.collecting import prepare, record
 
     _device(device)
     recording = prepare(
         teacher, out, num=num, per_class=per_class, truncation=truncation, classes=classes, image_format=image_format, batch_size=batch_size, seed=seed,
-        device=device, reader_options=_reader_options(None, reader),
+        device=device, data=data, direction=direction, reader_options=_reader_options(None, reader),
     )  # fmt: skip
     first = recording.rank == 0  # the others work in silence
     if first:
@@ -219,6 +221,11 @@ def evaluate(
     weights: Annotated[Optional[str], typer.Option(help="Inception weights, where they cannot be downloaded.")] = None,  # noqa: UP045
     per_class: Annotated[Optional[str], typer.Option("--per-class", metavar="LIST", help="Distances within classes instead: all, or 3,7-9.")] = None,  # noqa: UP045
     pictures: Annotated[Optional[Path], typer.Option("--pictures", help="With --per-class: folder for the worst classes and interpolations.")] = None,  # noqa: UP045
+    segmenter: Annotated[Optional[str], typer.Option(help="FCN score of a translator instead: a torchvision segmentation file, or file.py:factory.")] = None,  # noqa: UP045
+    label_maps: Annotated[Optional[str], typer.Option(help="With --segmenter: folder with a label map (.png, .npy) for each image of --data.")] = None,  # noqa: UP045
+    segmenter_classes: Annotated[Optional[int], typer.Option(min=1, help="With --segmenter: take its first N classes alone.")] = None,  # noqa: UP045
+    ignore_label: Annotated[Optional[list[int]], typer.Option(help="With --segmenter: a value of label maps to leave out, as 255 is.")] = None,  # noqa: UP045
+    target: Annotated[Optional[str], typer.Option("--target", help="With --segmenter: the real images of --data, to be scored too.")] = None,  # noqa: UP045
     classes: Classes = None,
     reader: ReaderOption = None,
     device: Device = "auto",
@@ -243,6 +250,17 @@ def evaluate(
         against, recorded, why_not = api.teacher_of(source)
         options, said = recorded | options, [why_not] if why_not else []
     teacher = load_gan(against, options=options) if against else None
+    fcn: dict[str, Any] = {"label_maps": label_maps, "classes": segmenter_classes, "ignored": ignore_label, "target": target}
+    if segmenter is not None:
+        if per_class or feature_extractor or weights or pictures:
+            raise UsageError("--segmenter measures the FCN score alone", "leave out --per-class, --pictures, --feature-extractor and --weights")
+        scores = api.eval_segmentation(gan, teacher, data, segmenter, direction=direction, num_images=num_images, device=where, **fcn)
+        typer.echo(json.dumps(scores, indent=2, allow_nan=False)) if as_json else screens.show_segmentation(scores)
+        for line in said:
+            typer.echo(line, err=True)
+        return
+    if any(fcn.values()):
+        raise UsageError("--label-maps, --segmenter-classes, --ignore-label and --target of eval are for the FCN score", "--segmenter FILE --label-maps DIR")
     translators = [g for g in (gan, teacher) if g and not g.arch.nz]
     for translator in translators:
         feed_translator(translator, data, direction)

@@ -1,4 +1,4 @@
-"""Records a teacher: its latents, labels and images as shards that any black-box recipe trains on later."""
+"""Records a teacher: its latents, labels and images, or what it translates, as shards that any black-box recipe trains on later."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import features
 from torch import Tensor
 
 from gancompress import shards
 from gancompress.brock import truncated_normal
 from gancompress.checkpoint import atomic_write, write_json
 from gancompress.console import Silent, size
-from gancompress.data import RECORDED, draw, rng, seed_for, to_uint8
+from gancompress.data import RECORDED, Images, draw, rng, seed_for, to_float, to_uint8
 from gancompress.errors import GanCompressError, MissingError, StoppedError, UsageError
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
 from gancompress.loop import Reporter, StopRequest
-from gancompress.planning import choose_device
-from gancompress.runs import LOCK, differences, locked, versions
-from gancompress.shards import Array, ImageFormat, Settings
+from gancompress.planning import choose_device, feed_translator
+from gancompress.runs import LOCK, differences, locked, rank_and_world, versions
+from gancompress.shards import Array, Settings
 
 #: bounds of what one shard holds: what a stop may cost, and how many files there are
 SHARD_BYTES, SHARD_PAIRS = 64 << 20, 4096
@@ -40,7 +40,8 @@ PREVIEW = 16
 
 @dataclass
 class Recording:
-    """What is to be recorded, checked. ``missing``: the shards that this rank of ``world`` ones has still to write."""
+    """What is to be recorded, checked. ``missing``: the shards that this rank of ``world`` ones has still to write; ``there``: pairs of the
+    recording that this one makes longer, 0 where it does not."""
 
     gan: GAN
     settings: Settings
@@ -50,6 +51,9 @@ class Recording:
     batch_size: int
     rank: int
     world: int
+    #: what a translator is to be given, in this order
+    images: Images | None = None
+    there: int = 0
     missing: list[int] = field(default_factory=list)
     bytes_needed: int = 0
     bytes_free: int = 0
@@ -76,6 +80,8 @@ def prepare(
     batch_size: int = 64,
     seed: int = 0,
     device: str = "auto",
+    data: str | None = None,
+    direction: str | None = None,
     reader_options: Mapping[str, Any] | None = None,
 ) -> Recording:
     """Check everything and estimate the disk needed; nothing is written.
@@ -86,23 +92,27 @@ def prepare(
     Raises:
         GanCompressError: of the kind that fits; the message says what is wrong and what to do.
     """
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     gan, scaled = _load(teacher, dict(reader_options or {}), truncation)
-    arch, chosen = gan.arch, _classes(gan.arch.classes, classes, per_class)
+    images = _translated(gan, data, direction, truncation)
+    arch, chosen = gan.arch, shards.recorded_classes(gan.arch.classes, classes, per_class)
     settings = Settings(
         teacher_sha256=gan.sha256(), family=gan.family.name, arch=json.loads(json.dumps(dataclasses.asdict(arch))),
-        latents=_law(gan, truncation if scaled else None), truncation=truncation if scaled else None, classes=chosen, per_class=per_class, seed=seed,
-        num=_number(num, per_class, len(shards.parse_classes(chosen, arch.classes)) if chosen else 0), format=_format(image_format, arch.nc),
-        shard=_pairs_of_a_shard(arch),
+        latents=_law(gan, truncation if scaled else None, images, direction), truncation=truncation if scaled else None,
+        classes=chosen, per_class=per_class, seed=seed,
+        num=shards.recorded_number(num, per_class, len(shards.parse_classes(chosen, arch.classes)) if chosen else 0, len(images) if images else None),
+        format=shards.image_format(image_format, arch.nc), shard=_pairs_of_a_shard(arch),
     )  # fmt: skip
     gan.discriminator = None  # it is in the hash, as in that of a live run, and judges nothing here
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: at least 1")
     folder = Path(out)
-    _refuse_foreign(folder, settings)
+    there = _refuse_foreign(folder, settings)
     where = _device_of_rank(device)
     gan.to(where)
-    recording = Recording(gan, settings, folder, teacher, where, batch_size, rank, world)
+    recording = Recording(gan, settings, folder, teacher, where, batch_size, rank, world, images, there if there < settings.num else 0)
+    if recording.there:
+        recording.notes.append(f"{there:,} pairs are recorded in {folder}, or were begun: it grows to {settings.num:,}")
     recording.missing, everyones = _missing(recording)
     _check_disk(recording, sum(len(settings.pairs_of(k)) for k in everyones))
     return recording
@@ -118,65 +128,36 @@ def _load(teacher: str, options: dict[str, Any], truncation: float | None) -> tu
         gan = load_gan(teacher, options=options | {"truncation": truncation})
     elif truncation is not None and not 0 < truncation <= 1:
         raise UsageError(f"--truncation {truncation:g}: in (0, 1], the factor of a normal within [-2, 2]")
-    if not gan.arch.nz:
-        raise UsageError(f"{teacher} translates images: it has no latents to record", "distil it live: gancompress distill TEACHER --data FOLDER")
     return gan, truncation is not None and not own
 
 
-def _law(gan: GAN, factor: float | None) -> str:
+def _translated(gan: GAN, data: str | None, direction: str | None, truncation: float | None) -> Images | None:
+    """What a translator is given; None for a teacher that draws from latents.
+
+    Raises:
+        UsageError: an option of the other kind of teacher. MissingError: no images.
+    """
+    if gan.arch.nz:
+        if data or direction:
+            raise UsageError(f"--data and --direction are for translators, and {gan.source} takes latents", "leave them out")
+        return None
+    if truncation is not None:
+        raise UsageError(f"--truncation {truncation:g}: {gan.source} translates images, and has no latents", "leave it out")
+    return feed_translator(gan, data, direction)
+
+
+def _law(gan: GAN, factor: float | None, images: Images | None, direction: str | None) -> str:
+    if images:
+        return f"images of the data set {images.fingerprint[:16]} in their order" + (f", {direction}" if direction else "")
     if factor is not None:
         return f"{factor:g} times a standard normal within [-2, 2]"
     own = getattr(gan.arch, "truncation", None)
     return f"as family {gan.family.name} draws them" + ("" if own is None else f", truncation {own:g}")
 
 
-def _classes(classes: int, wanted: str | None, per_class: int | None) -> str:
-    """The classes to record as text, "" of an unconditional teacher."""
-    if not classes:
-        for flag, value in (("--classes", wanted), ("--per-class", per_class)):
-            if value is not None:
-                raise UsageError(f"{flag} {value}: this network has no classes", "classes of a one-hot teacher, which no file tells: --reader classes=N")
-        return ""
-    text = f"0-{classes - 1}" if wanted is None else wanted
-    return shards.classes_text(shards.parse_classes(text, classes))
-
-
-def _number(num: int | None, per_class: int | None, classes: int) -> int:
-    for flag, value in (("--num", num), ("--per-class", per_class)):
-        if value is not None and value < 1:
-            raise UsageError(f"{flag} {value}: at least 1")
-    if per_class is None:
-        if num is None:
-            raise UsageError("how many pairs?", "--num N, or --per-class N of a conditional teacher")
-        return num
-    if num is not None and num != per_class * classes:
-        raise UsageError(f"--num {num} and --per-class {per_class}: {classes} classes make {per_class * classes:,}", "leave out --num")
-    return per_class * classes
-
-
-def _format(name: str, nc: int) -> ImageFormat:
-    if name == "png" or name == "webp-lossless":
-        if nc not in (1, 3):
-            raise UsageError(f"--format {name}: pictures are grey or RGB, and this network makes {nc} channels", "--format float16")
-        if name == "webp-lossless" and not features.check("webp"):
-            raise UsageError("--format webp-lossless: this Pillow was built without WebP", "--format png")
-        return name  # type: ignore[return-value]
-    if name != "float16":
-        raise UsageError(f"--format {name}: expected png, webp-lossless or float16")
-    return "float16"
-
-
 def _pairs_of_a_shard(arch: Any) -> int:
-    fit = max(PREVIEW, min(SHARD_PAIRS, SHARD_BYTES // (arch.nc * arch.resolution**2)))
+    fit = max(PREVIEW, min(SHARD_PAIRS, SHARD_BYTES // ((arch.nc + getattr(arch, "nc_in", 0)) * arch.resolution**2)))
     return 1 << (fit.bit_length() - 1)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    """Of torchrun's environment, (0, 1) without it."""
-    texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not all(t.isdecimal() for t in texts) or not int(texts[0]) < int(texts[1]):
-        raise UsageError(f"RANK={texts[0]} and WORLD_SIZE={texts[1]} in the environment: expected a rank below the number of ranks")
-    return int(texts[0]), int(texts[1])
 
 
 def _device_of_rank(name: str) -> torch.device:
@@ -190,15 +171,25 @@ def _device_of_rank(name: str) -> torch.device:
 # --------------------------------------------------------------------------------------------------------------------- the folder
 
 
-def _refuse_foreign(folder: Path, settings: Settings) -> None:
+def _refuse_foreign(folder: Path, settings: Settings) -> int:
+    """The number of pairs of the recording of the same law that is there, 0 where the folder is free.
+
+    Raises:
+        UsageError: a recording of another law, or of more pairs, or somebody's files.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a directory", "choose another --out")
     if not folder.is_dir() or all(p.suffix == ".tmp" or p.name.startswith(LOCK) for p in folder.iterdir()):
-        return
+        return 0
     if not (folder / shards.MANIFEST).is_file():
         raise UsageError(f"{folder} is not empty and holds no recording", "choose another --out")
-    if found := differences(shards.read_settings(folder).model_dump(mode="json"), settings.model_dump(mode="json")):
+    there = shards.read_settings(folder)
+    if found := differences(there.law(), settings.law()):
         raise UsageError(f"{folder} holds another recording:\n  " + "\n  ".join(found), "choose another --out, or repeat the old command to go on with it")
+    if settings.num < there.num:
+        asked, has = (f"--per-class {s.per_class:,}" if s.per_class else f"--num {s.num:,}" for s in (settings, there))
+        raise UsageError(f"{asked}: {folder} is a recording of {has}, and a recording is not cut", "choose another --out, or record as many or more")
+    return there.num
 
 
 def _missing(recording: Recording) -> tuple[list[int], list[int]]:
@@ -209,7 +200,8 @@ def _missing(recording: Recording) -> tuple[list[int], list[int]]:
             shards.open_shard(recording.out, settings, k)
         except MissingError as error:
             everyones.append(k)
-            if shards.shard_path(recording.out, k).exists() and k % recording.world == recording.rank:
+            grows = recording.there in settings.pairs_of(k)[1:]  # the last one of the shorter recording
+            if shards.shard_path(recording.out, k).exists() and k % recording.world == recording.rank and not grows:
                 recording.notes.append(f"{error}; it is recorded anew")
     return [k for k in everyones if k % recording.world == recording.rank], everyones
 
@@ -224,7 +216,8 @@ def _check_disk(recording: Recording, pairs: int) -> None:
         return
     few = range(min(PREVIEW, recording.settings.num))
     inputs, labels, images = _draw(recording, few)
-    each = 4 * inputs.shape[1] + (8 if labels is not None else 0) + 16 + sum(len(shards.encode(i, recording.settings.format)) for i in images) / len(few)
+    encoded = sum(len(data) for z, image in zip(inputs, images, strict=True) for data in _encoded(recording, z, image))
+    each = 4 * recording.gan.arch.nz + (8 if labels is not None else 0) + 16 + encoded / len(few)
     place = next(p for p in (recording.out.absolute(), *recording.out.absolute().parents) if p.exists())
     recording.bytes_needed, recording.bytes_free = round(pairs * each), shutil.disk_usage(place).free
     if recording.bytes_needed > recording.bytes_free:
@@ -249,7 +242,12 @@ def _held(folder: Path, rank: int, world: int) -> Iterator[None]:
 
 
 def _inputs(recording: Recording, i: int) -> tuple[Tensor, int | None]:
-    """Latents (1, nz) and label of pair i, a function of (seed, i) and the settings alone."""
+    """Latents (1, nz) and label of pair i, a function of (seed, i) and the settings alone; of a translator its image (1, nc_in, R, R)."""
+    if recording.images is not None:
+        image = recording.images.load(i)
+        if image is None:
+            raise MissingError(f"{recording.images.source}: {recording.images.names[i]} cannot be read", "replace it, or take it away")
+        return to_float(image[None]), None
     settings, arch, generator = recording.settings, recording.gan.arch, rng(recording.settings.seed, RECORDED, i)
     if settings.truncation is not None:
         z = settings.truncation * truncated_normal((1, arch.nz), 2.0, generator)
@@ -275,20 +273,26 @@ def _draw(recording: Recording, pairs: range) -> tuple[Tensor, Tensor | None, Ar
     return inputs, labels, kept.cpu().numpy()
 
 
+def _encoded(recording: Recording, inputs: Tensor, image: Array) -> list[bytes]:
+    """The images of a pair as they are kept."""
+    given = [shards.encode(to_uint8(inputs).numpy(), "png")] if recording.images is not None else []
+    return [*given, shards.encode(image, recording.settings.format)]
+
+
 def _shard(recording: Recording, k: int, pool: ThreadPoolExecutor, go_on: Callable[[int], bool]) -> bytes | None:
     """Shard k as a file's content; None where ``go_on``, asked with the number of pairs drawn so far, says no."""
     settings, whole = recording.settings, recording.settings.pairs_of(k)
     inputs: list[Array] = []
     labels: list[int] = []
-    encoded: list[Future[bytes]] = []
+    encoded: list[Future[list[bytes]]] = []
     for start in range(whole.start, whole.stop, recording.batch_size):
         if not go_on(start - whole.start):
             return None
         z, c, images = _draw(recording, range(start, min(start + recording.batch_size, whole.stop)))
-        inputs += list(z.numpy())
+        inputs += list(z.numpy() if recording.images is None else np.empty((len(z), 0), np.float32))
         labels += [] if c is None else c.tolist()
-        encoded += [pool.submit(shards.encode, image, settings.format) for image in images]
-    return shards.pack(settings, k, inputs, labels, [future.result() for future in encoded])
+        encoded += [pool.submit(_encoded, recording, *pair) for pair in zip(z, images, strict=True)]
+    return shards.pack(settings, k, inputs, labels, [data for future in encoded for data in future.result()])
 
 
 def record(recording: Recording, reporter: Reporter) -> Path:
@@ -300,13 +304,13 @@ def record(recording: Recording, reporter: Reporter) -> Path:
     settings, out = recording.settings, recording.out
     with _held(out, recording.rank, recording.world), StopRequest().installed() as stop:
         with locked(out, doing="recording", seconds=60):  # other ranks come to this at the same time
-            _refuse_foreign(out, settings)
-            if not (out / shards.MANIFEST).is_file():
+            if _refuse_foreign(out, settings) < settings.num:
+                (out / shards.INDEX).unlink(missing_ok=True)  # first, for it lists what the manifest says
                 write_json(out / shards.MANIFEST, {"settings": settings.model_dump(mode="json"), "source": recording.source, "versions": versions()})
         recording.missing, _ = _missing(recording)
         _record_shards(recording, reporter, stop)
         with locked(out, doing="recording", seconds=60):
-            if not _missing(recording)[1]:
+            if _refuse_foreign(out, settings) == settings.num and not _missing(recording)[1]:
                 write_json(out / shards.INDEX, shards.index_of(out, settings))
     return out
 
@@ -335,7 +339,7 @@ def collect(teacher: str, out: str | Path, *, reporter: Reporter | None = None, 
     """Record a teacher's latents, labels and images; called again with the same arguments it goes on or is done. Returns the folder.
 
     Args:
-        options: num, per_class, truncation, classes, image_format, batch_size, seed, device, reader_options (see ``prepare``).
+        options: num, per_class, truncation, classes, image_format, batch_size, seed, device, data, direction, reader_options (see ``prepare``).
 
     Raises:
         GanCompressError: of the kind that fits.

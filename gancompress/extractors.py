@@ -145,7 +145,7 @@ def make_extractor(name: str, weights: str | None, device: torch.device) -> Extr
     Raises:
         MissingError, CheckpointError: weights that are not there or not what they should be.
     """
-    _check_torchvision()
+    check_torchvision()
     if name == "inception":
         return Inception(inception_path(weights), device)
     if name == "digits":
@@ -162,7 +162,7 @@ def make_extractor(name: str, weights: str | None, device: torch.device) -> Extr
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _check_torchvision() -> None:
+def check_torchvision() -> None:
     """torch-fidelity imports torchvision, which fails in its own ways beside a torch it was not built for."""
     try:
         import torchvision  # noqa: F401

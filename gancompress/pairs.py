@@ -7,7 +7,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -168,17 +168,38 @@ def _check_halves(images: Images) -> None:
             )
 
 
+class Named(Protocol):
+    """Files of ``source``, or entries of an array, whose names end with ``]``."""
+
+    source: str
+    names: list[str]
+
+
+def stem(name: str) -> str:
+    """What an image and what belongs to it have in common: the name without its suffix."""
+    return str(Path(name).with_suffix(""))
+
+
+def check_names(first: Named, second: Named, hint: str) -> None:
+    """Whether each has a partner of its name on the other side, where both are files.
+
+    Raises:
+        UsageError: the first that has none.
+    """
+    if any(name.endswith("]") for side in (first, second) for name in side.names[:1]):
+        return
+    for mine, theirs in ((first, second), (second, first)):
+        others = set(map(stem, theirs.names))
+        if alone := [name for name in mine.names if stem(name) not in others]:
+            raise UsageError(
+                f"{mine.source} has {len(mine.names):,} images and {theirs.source} {len(theirs.names):,}; the first without a partner of its name: {alone[0]}",
+                hint,
+            )
+
+
 def _check_pairs(first: Images, second: Images) -> None:
     """Whether the two sides have equal counts, names (where both are files) and sizes; the first difference is named."""
-    files = [[str(Path(name).with_suffix("")) for name in images.names] for images in (first, second)]
-    if not any(name.endswith("]") for images in (first, second) for name in images.names[:1]):
-        for mine, theirs, stems in ((first, second, files), (second, first, files[::-1])):
-            others = set(stems[1])
-            if alone := [name for name, stem in zip(mine.names, stems[0], strict=True) if stem not in others]:
-                raise UsageError(
-                    f"{mine.source} has {len(mine):,} images and {theirs.source} {len(theirs):,}; the first without a partner of its name: {alone[0]}",
-                    "data.paired=false where they are no pairs",
-                )
+    check_names(first, second, "data.paired=false where they are no pairs")
     if len(first) != len(second):
         raise UsageError(f"{first.source} has {len(first):,} images and {second.source} {len(second):,}", "data.paired=false where they are no pairs")
     for i, name in enumerate(first.names):

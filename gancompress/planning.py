@@ -156,6 +156,9 @@ def make_plan(
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
     if recorded is not None:
         source = _recorded_teacher(str(recorded), teacher, discriminator, reader_options)
+    if recorded is not None and source and not source.arch.nz and ("real" in loss_type.needs or data or target or direction):
+        hint = f"recipe mse takes it as it is; {recipe} with targets: gancompress distill TEACHER --data A --target B"
+        raise UsageError(f"--recorded {recorded}: a translator's recording holds all that it was given and no targets", hint)
     if source and source.arch.nz and "translator" in loss_type.needs:
         raise UsageError(f"recipe {recipe!r} is for image translators, and {source.source} takes latents", "gancompress recipes lists the others")
     if "real" in loss_type.needs and data is None:
@@ -177,7 +180,7 @@ def make_plan(
         arch = student_arch(numbers, source, nc)[2]
     pairs, more = open_pairs(str(data), target, arch, numbers, direction, source) if with_pairs else (None, [])
     notes += more
-    inputs = pairs or (feed_translator(source, data, direction) if source and not source.arch.nz else None)
+    inputs = pairs or (feed_translator(source, data, direction) if source and not source.arch.nz and recorded is None else None)
     if teacher and numbers.schedule.teacher_pool % numbers.schedule.batch_size:
         pool, size = numbers.schedule.teacher_pool, numbers.schedule.batch_size
         raise UsageError(f"schedule.teacher_pool={pool}: it must be a multiple of the batch size {size}")
@@ -193,6 +196,9 @@ def make_plan(
     if "real" in loss_type.uses and images is None:
         notes.append(loss_type.without_real)
     student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
+    if images and not loss.asks_real:
+        images = None
+        more.append(f"no term of these weights asks for real images: --data {data} is not used")
     embedding = given_embedding(numbers, student)
     if embedding is not None:
         student.generator.load_state_dict({EMBEDDING: embedding}, strict=False)
@@ -205,7 +211,7 @@ def make_plan(
         more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
     if fits:
         more.append(f"the teacher has no discriminator: one is first trained for {fit_discriminator:g} kimg against its frozen generator and {data}")
-    if inputs or (arch.classes and isinstance(images, Images) and images.labels is None):
+    if not arch.nz or (arch.classes and isinstance(images, Images) and images.labels is None):
         _check_critic(loss, arch, str(data), pairs is not None and pairs.beside)
     identity: dict[str, Any] = {
         "recipe": numbers.model_dump(mode="json"),
@@ -251,7 +257,7 @@ def _build(
 ) -> tuple[GAN, DistillationLoss, GAN | None, list[str]]:
     """(student with its first weights, loss, what it starts from, what is worth telling), each drawn from a random stream of its own."""
     torch.manual_seed(seed_for(numbers.seed, INIT, 0))
-    student = GAN(family, arch, family.generator(arch), inputs=inputs.inputs if inputs else None)
+    student = GAN(family, arch, family.generator(arch), inputs=inputs.inputs if inputs else teacher.inputs if teacher else None)
     if teacher:
         _check_pair(teacher, student, loss_type)
     start = starting_point(numbers, student)

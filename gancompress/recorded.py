@@ -201,17 +201,22 @@ class Recorded:
         return len(self._store)
 
     def drawn(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Latents (N, nz) float32 and labels (N,) or None; no image is read."""
+        """Latents (N, nz) float32 or images that were translated, in [-1, 1], and labels (N,) or None; no image of the teacher's is read."""
         found = [self._store.drawn(i) for i in indices.tolist()]
         labels = [label for _, label in found if label is not None]
-        return torch.from_numpy(np.stack([z for z, _ in found]).astype(np.float32)), torch.tensor(labels) if labels else None
+        return _stacked([z for z, _ in found]), torch.tensor(labels) if labels else None
 
     def __getitem__(self, indices: Tensor) -> Pairs:
-        """Latents (N, nz) float32, labels (N,) or None, images (N, C, R, R) as uint8 or float16; on the CPU."""
+        """Inputs as ``drawn``, labels (N,) or None, images (N, C, R, R) as uint8 or float16; on the CPU."""
         pairs = [self._store.pair(i) for i in indices.tolist()]
         labels = [label for _, label, _ in pairs if label is not None]
-        inputs = torch.from_numpy(np.stack([z for z, _, _ in pairs]).astype(np.float32))
-        return inputs, torch.tensor(labels) if labels else None, torch.from_numpy(np.stack([image for _, _, image in pairs]))
+        return _stacked([z for z, _, _ in pairs]), torch.tensor(labels) if labels else None, torch.from_numpy(np.stack([image for _, _, image in pairs]))
+
+
+def _stacked(inputs: list[Array]) -> Tensor:
+    """Latents as they are, 8-bit images in [-1, 1]."""
+    found = np.stack(inputs)
+    return to_float(torch.from_numpy(found)) if found.dtype == np.uint8 else torch.from_numpy(found.astype(np.float32))
 
 
 class Unknown(nn.Module):
@@ -230,7 +235,8 @@ class RecordedTeacher(GAN):
 
     def __init__(self, recorded: Recorded) -> None:
         self.recorded = recorded
-        self.told = f"{len(recorded):,} pairs of {recorded.source} stand in for the teacher; their latents are {recorded.latents}"
+        what = "latents" if recorded.fields["nz"] else "inputs"
+        self.told = f"{len(recorded):,} pairs of {recorded.source} stand in for the teacher; their {what} are {recorded.latents}"
         try:
             if recorded.family is None or recorded.family == user_module.FAMILY.name:
                 super().__init__(user_module.FAMILY, user_module.Arch(**recorded.fields), Unknown(), source=recorded.source)
@@ -241,13 +247,14 @@ class RecordedTeacher(GAN):
                 super().__init__(family, arch, family.generator(arch), source=recorded.source)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError, UsageError) as error:
             raise MissingError(f"{recorded.source}: {MANIFEST}: damaged, or of another version ({error})") from None
+        self.inputs = None if arch.nz else lambda n, rng: self.sample(n, rng)[0]
         self.freeze()
 
     def to(self, device: torch.device | str) -> GAN:
         return self
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """n recorded latents and labels, drawn with replacement."""
+        """n recorded latents and labels, or images that were translated, drawn with replacement."""
         return self.recorded.drawn(torch.randint(len(self.recorded), (n,), generator=rng))
 
     def sha256(self) -> str:

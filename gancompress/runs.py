@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -27,6 +28,18 @@ EVALUATION_FILE = "eval.json"
 
 def versions() -> dict[str, str]:
     return {"gancompress": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Of torchrun's environment, (0, 1) without it.
+
+    Raises:
+        UsageError: numbers that make no sense.
+    """
+    texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not all(t.isdecimal() for t in texts) or not int(texts[0]) < int(texts[1]):
+        raise UsageError(f"RANK={texts[0]} and WORLD_SIZE={texts[1]} in the environment: expected a rank below the number of ranks")
+    return int(texts[0]), int(texts[1])
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:

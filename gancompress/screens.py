@@ -100,7 +100,7 @@ def show_recording(recording: Recording) -> None:
     facts = [
         ("teacher", f"{recording.source} ({settings.family}), {arch.nc} x {arch.resolution} x {arch.resolution}"),
         ("pairs", f"{settings.num:,} in {settings.shards:,} shards" + (f", {settings.per_class:,} of each class" if settings.per_class else "")),
-        ("latents", f"{arch.nz} numbers, {settings.latents}; seed {settings.seed}"),
+        ("latents", f"{arch.nz} numbers, {settings.latents}; seed {settings.seed}") if arch.nz else ("inputs", settings.latents),
         ("classes", settings.classes or "none"),
         ("format", settings.format),
         ("left to do", f"{recording.left:,} pairs" + (f" of rank 0 of {recording.world}" if recording.world > 1 else "")),
@@ -152,6 +152,26 @@ def show_classes(result: dict[str, Any]) -> None:
     stdout.print(table("class by class, the worst first", ["", *columns], rows))
     said = f"{protocol['classes']} classes, {protocol['num_images_per_class']:,} images of each, seed {protocol['seed']}, {protocol['extractor']}"
     stdout.print(f"{said}; distances to {protocol['reference']}", highlight=False, markup=False)
+
+
+def show_segmentation(result: dict[str, Any]) -> None:
+    """FCN scores in percent, as the papers print them, and each class."""
+    protocol, columns = result["protocol"], [name for name in ("ground truth", "teacher", "student") if name in result]
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.2f}"
+
+    names = {"per_pixel_accuracy": "per-pixel accuracy", "per_class_accuracy": "per-class accuracy", "class_iou": "class IoU"}
+    classes = [[result[c]["of_class"][k] for c in columns] for k in range(protocol["classes"])]
+    if absent := sum(row[0]["pixels"] == 0 for row in classes):
+        names |= {"per_class_accuracy_present": "per-class accuracy, without 0 / 0", "class_iou_present": "class IoU, without 0 / 0"}
+    stdout.print(table("FCN score, %", ["", *columns], [[label, *(percent(result[c][key]) for c in columns)] for key, label in names.items()]))
+    rows = [[str(k), number(row[0]["pixels"]), *(f"{percent(e['accuracy'])} / {percent(e['iou'])}" for e in row)] for k, row in enumerate(classes)]
+    stdout.print(table("each class: accuracy / IoU, %", ["class", "pixels", *columns], rows))
+    said = f"{protocol['images']:,} of {protocol['of_images']:,} images of {protocol['data']}, {protocol['label_maps']}, {protocol['segmenter']}"
+    if absent:
+        said += f"; {absent} of {protocol['classes']} classes have no pixel in the label maps and count as 0 in the first means, as in pix2pix's code"
+    stdout.print(said, highlight=False, markup=False)
 
 
 def show_recipes(rows: list[dict[str, Any]]) -> None:

@@ -81,6 +81,11 @@ def target_width(teacher: GAN | None, family: Family, arch: Any, params: str | N
     return ch_mul, f"{name} {text}: ch_mul {ch_mul:g} chosen"
 
 
+def translators() -> list[str]:
+    """Families whose generators take images."""
+    return sorted(name for name, family in FAMILIES.items() if "nc_in" in {f.name for f in dataclasses.fields(family.Arch)})
+
+
 def student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) -> tuple[Family, Any, Any]:
     """(family, arch at full width, arch at ch_mul) of the student, each with the fields set by hand."""
     name = recipe.student.family or (teacher.family.name if teacher else None)
@@ -91,6 +96,10 @@ def student_arch(recipe: Recipe, teacher: GAN | None, images_nc: int | None) -> 
     if name not in FAMILIES:
         raise UsageError(f"no family {name!r}", f"families: {', '.join(FAMILIES)}")
     family = FAMILIES[name]
+    if teacher and bool(teacher.arch.nz) == (name in (translate := translators())):
+        takes = ("latents", "translates images") if teacher.arch.nz else ("images to translate", "takes latents")
+        hint = f"families that translate: {', '.join(translate)} (--student), by the recipes portable-i2i and mse; for others, a teacher that takes latents"
+        raise UsageError(f"{teacher.source} takes {takes[0]}, and family {name}, the student's, {takes[1]}", hint)
     if teacher and teacher.family.name == name:
         full = teacher.arch
     elif teacher:

@@ -1,11 +1,12 @@
-"""A teacher of an architecture we do not know: a factory in the user's own Python file, which may therefore run."""
+"""A network of an architecture we do not know: a factory in the user's own Python file, which may therefore run."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,21 @@ def load_module(spec: str, options: Mapping[str, Any]) -> GAN:
             raise UsageError(f"{spec}: a module of your own takes no option {key!r}", "options: classes, nz")
         if not str(value).isdigit():
             raise UsageError(f"{key}={value!r}: expected a whole number")
+    module = make_module(spec)
+    nz = options.get("nz") or next((getattr(module, a) for a in ("nz", "z_dim", "latent_dim") if hasattr(module, a)), None)
+    if nz is None:
+        raise UsageError(f"{spec}: its latent size is not known", "give the module an attribute nz, or --reader nz=N")
+    classes = options.get("classes", getattr(module, "classes", 0))
+    with running(spec):
+        return _probe(module, int(nz), int(classes), f"module:{spec}").freeze()
+
+
+def make_module(spec: str) -> nn.Module:
+    """What ``file.py:factory`` returns, in float32 and in evaluation mode.
+
+    Raises:
+        MissingError: no such file. UsageError: no such factory, or it makes no module. GanCompressError: the user's code failed.
+    """
     path_text, _, name = spec.rpartition(":")
     path = Path(path_text)
     if not path_text or not name:
@@ -74,8 +90,7 @@ def load_module(spec: str, options: Mapping[str, Any]) -> GAN:
     if loader is None or loader.loader is None:
         raise UsageError(f"{path}: not a Python file")
     code = importlib.util.module_from_spec(loader)
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
+    with running(spec):
         loader.loader.exec_module(code)
         factory = getattr(code, name, None)
         if not callable(factory):
@@ -83,11 +98,19 @@ def load_module(spec: str, options: Mapping[str, Any]) -> GAN:
         module = factory()
         if not isinstance(module, nn.Module):
             raise UsageError(f"{spec}: it returned {type(module).__name__}, expected a torch.nn.Module")
-        nz = options.get("nz") or next((getattr(module, a) for a in ("nz", "z_dim", "latent_dim") if hasattr(module, a)), None)
-        if nz is None:
-            raise UsageError(f"{spec}: its latent size is not known", "give the module an attribute nz, or --reader nz=N")
-        classes = options.get("classes", getattr(module, "classes", 0))
-        return _probe(module.float().eval(), int(nz), int(classes), f"module:{spec}").freeze()
+        return module.float().eval()
+
+
+@contextmanager
+def running(spec: str) -> Iterator[None]:
+    """Code of ``file.py:factory`` runs inside: what lies beside the file can be imported, and a failure is told with its place.
+
+    Raises:
+        GanCompressError: the user's code failed.
+    """
+    sys.path.insert(0, str(Path(spec.rpartition(":")[0]).parent.resolve()))
+    try:
+        yield
     except GanCompressError:
         raise
     except Exception as error:

@@ -161,7 +161,7 @@ LEVELS = [
     {"data", "scaling", "unpickle", "checkpoint", "cost", "hub", "user_module"},
     {"contents", "pairs"},
     {"loading", "report", "extractors", "runs", "shards"},
-    {"loop", "metrics", "exporter", "students", "recorded"},
+    {"loop", "metrics", "exporter", "students", "recorded", "segmentation"},
     {"planning", "classwise"},
     {"collecting"},
     {"api", "screens", "card"},

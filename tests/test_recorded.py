@@ -173,9 +173,7 @@ def test_counts_that_contradict_each_other_are_refused(conditional, tmp_path):
         collect(conditional, tmp_path / "r", num=10, classes="1,3")
 
 
-def test_a_translator_and_a_teacher_gone_wrong_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="translates images"):
-        collect(saved(tmp_path, small_gan("unet", SMALL["unet"][0])), tmp_path / "r", num=4)
+def test_a_teacher_gone_wrong_is_refused(tmp_path):
     gan = make_gan(output="linear")
     with torch.no_grad():
         list(gan.generator.parameters())[-1].fill_(3e38)
@@ -209,37 +207,97 @@ def test_ranks_that_make_no_sense_are_refused(rank, world, teacher, tmp_path, mo
         prepare(teacher, tmp_path / "r", num=4)
 
 
-def _collect_slowly(teacher, out):
+def _collect_slowly(teacher, out, num):
     drawn = collecting.draw
     collecting.draw = lambda *args: time.sleep(0.04) or drawn(*args)
     try:
-        collect(teacher, out, num=90, batch_size=8)
+        collect(teacher, out, num=num, batch_size=8)
     except StoppedError as error:
         sys.exit(error.exit_code)
 
 
-def started(teacher, out):
+def started(teacher, out, num=90):
     """A process that records there, at least half a second long."""
-    process = multiprocessing.get_context("fork").Process(target=_collect_slowly, args=(teacher, out))
+    process = multiprocessing.get_context("fork").Process(target=_collect_slowly, args=(teacher, out, num))
     process.start()
     return process
 
 
-def test_killed_at_random_points_it_loses_and_repeats_no_pair(teacher, tmp_path):
+@pytest.mark.parametrize("recorded", [0, 42])
+def test_killed_at_random_points_it_loses_and_repeats_no_pair(teacher, tmp_path, recorded):
+    """From the start, and on the way from a shorter recording, of which no file is ever without its pairs."""
     alone = contents(collect(teacher, tmp_path / "alone", num=90, batch_size=8))
     moments, killed, out = random.Random(0), 0, tmp_path / "r"
-    while killed < 30 and not (out / "index.json").is_file():
-        with pytest.raises(MissingError):
-            Recorded(str(out))
+    short = contents(collect(teacher, out, num=recorded, batch_size=8)) if recorded else {}
+
+    def length():
+        try:
+            return len(Recorded(str(out)))
+        except MissingError:
+            return 0
+
+    while killed < 30 and length() != 90:
+        assert length() in (0, recorded)
         process = started(teacher, out)
         process.join(moments.uniform(0.05, 0.25))
         process.kill()
         process.join()
         killed += 1
+        for name in short.keys() - {"index.json"}:
+            assert (out / name).read_bytes() in (short[name], alone[name])
     assert killed > 2
     collect(teacher, out, num=90, batch_size=8)
     assert {k: v for k, v in contents(out).items() if not k.endswith(".tmp")} == alone
     assert len({tuple(z.tolist()) for z in everything(out)[0]}) == 90
+
+
+@pytest.mark.parametrize("lengths", [[7, 20, 40], [16, 32, 40], [33, 34, 40], [40, 40]])
+def test_a_recording_that_grew_is_one_of_its_length_from_the_start(lengths, teacher, tmp_path):
+    collect(teacher, tmp_path / "alone", num=40, batch_size=8)
+    out = tmp_path / "r"
+    for before, num in zip([0, *lengths], lengths, strict=False):
+        kept = {k: shard_path(out, k).stat().st_mtime_ns for k in range(before // 16)}
+        collect(teacher, out, num=num, batch_size=8)
+        assert len(Recorded(str(out))) == num
+        assert {k: shard_path(out, k).stat().st_mtime_ns for k in kept} == kept, "a whole shard was written again"
+    assert contents(out) == contents(tmp_path / "alone")
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "alone" / "manifest.json").read_bytes()
+
+
+def test_classes_in_turn_grow_too_and_uniform_ones_do_not_mix_with_them(conditional, tmp_path):
+    alone = contents(collect(conditional, tmp_path / "alone", per_class=9, batch_size=8))
+    out = collect(conditional, tmp_path / "r", per_class=4, batch_size=8)
+    with pytest.raises(UsageError, match="labels: of each class in turn -> uniform over classes"):
+        collect(conditional, out, num=60, batch_size=8)
+    assert contents(collect(conditional, out, per_class=9, batch_size=8)) == alone
+    with pytest.raises(UsageError, match=r"--per-class 4: .* is a recording of --per-class 9"):
+        collect(conditional, out, per_class=4)
+    assert contents(out) == alone
+
+
+def test_ranks_make_a_recording_longer_together(teacher, tmp_path, monkeypatch):
+    alone = contents(collect(teacher, tmp_path / "alone", num=100, batch_size=8))
+    out = collect(teacher, tmp_path / "r", num=20, batch_size=8)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        collect(teacher, out, num=100, batch_size=8)
+    assert contents(out) == alone
+
+
+def test_a_recording_is_whole_until_it_begins_to_grow(teacher, tmp_path, monkeypatch):
+    """Stopped between its index and its manifest it is the shorter one still, which the old command makes whole."""
+    out = collect(teacher, tmp_path / "r", num=40)
+    before = contents(out)
+    assert "40 pairs are recorded" in prepare(teacher, out, num=44).notes[0]
+    assert len(prepare(teacher, out, num=44).notes) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "write_json", None)
+        with pytest.raises(TypeError):
+            collect(teacher, out, num=44)
+    with pytest.raises(MissingError, match=r"index\.json: missing"):
+        Recorded(str(out))
+    assert contents(collect(teacher, out, num=40)) == before
 
 
 def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(teacher, tmp_path):
@@ -262,7 +320,11 @@ def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(teacher, tmp_p
 def test_another_teacher_or_other_settings_are_not_mixed_in(teacher, conditional, tmp_path):
     collect(teacher, tmp_path / "r", num=20)
     before = contents(tmp_path / "r")
-    for change, said in (({"num": 30}, "num: 20 -> 30"), ({"seed": 2}, "seed: 0 -> 2"), ({"truncation": 0.5}, "truncation: None -> 0.5")):
+    for change, said in (
+        ({"num": 19}, "--num 19: .* is a recording of --num 20"),
+        ({"seed": 2}, "seed: 0 -> 2"),
+        ({"truncation": 0.5}, "truncation: None -> 0.5"),
+    ):
         with pytest.raises(UsageError, match=said):
             collect(teacher, tmp_path / "r", **{"num": 20, **change})
     with pytest.raises(UsageError, match=r"teacher_sha256: [\s\S]*arch.resolution: 8 -> 16"):
@@ -455,6 +517,116 @@ def test_what_is_wrong_in_such_a_folder_is_named(tmp_path):
     path.unlink()
     with pytest.raises(MissingError, match=r"noises\.npy"):
         Recorded(str(folder))
+
+
+# -------------------------------------------------------------------------------------------------------------------- translators
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    """Path of a translator from three channels to one."""
+    fields = {"resolution": 16, "nc": 1, "nc_in": 3, "g_widths": (4, 8), "blocks": 1, "d_widths": (4, 8), "d_nc": 1}
+    return saved(tmp_path_factory.mktemp("translator"), small_gan("resnet", fields))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photos")
+    for i in range(40):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path / f"{i:02d}.png")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["png", "float16"])
+def test_a_translator_is_recorded_with_what_it_was_given_in_its_order(kind, translator, photos, tmp_path):
+    recorded = Recorded(str(collect(translator, tmp_path / "r", data=str(photos), image_format=kind, batch_size=8)))
+    inputs, labels, images = recorded[torch.arange(40)]
+    assert labels is None
+    for i in (0, 17, 39):
+        assert torch.equal(to_uint8(inputs[i]), torch.from_numpy(np.asarray(Image.open(photos / f"{i:02d}.png")).transpose(2, 0, 1).copy()))
+    drawn = draw(load_gan(translator), inputs, None, CPU)
+    if kind == "float16":
+        assert torch.allclose(images.float(), drawn, atol=1e-3)
+    else:
+        assert (images.int() - to_uint8(drawn).int()).abs().max() <= 1
+    assert torch.equal(recorded.drawn(torch.arange(40))[0], inputs)
+
+
+def test_a_translators_recording_grows_up_to_its_inputs(translator, photos, tmp_path):
+    alone = contents(collect(translator, tmp_path / "alone", data=str(photos), batch_size=8))
+    out = collect(translator, tmp_path / "r", data=str(photos), num=21, batch_size=8)
+    assert len(Recorded(str(out))) == 21
+    assert contents(collect(translator, out, data=str(photos), batch_size=8)) == alone
+    with pytest.raises(UsageError, match="--num 41: there are 40 images"):
+        collect(translator, out, data=str(photos), num=41)
+
+
+def test_other_inputs_are_not_mixed_in(translator, photos, tmp_path):
+    out = collect(translator, tmp_path / "r", data=str(photos), num=4)
+    other = tmp_path / "photos"
+    shutil.copytree(photos, other)
+    collect(translator, out, data=str(other), num=4)
+    (other / "39.png").unlink()
+    with pytest.raises(UsageError, match="latents: images of the data set"):
+        collect(translator, out, data=str(other), num=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"num": 4}, MissingError, "translates images, so it needs some"),
+        ({"data": "PHOTOS", "truncation": 0.5}, UsageError, "--truncation 0.5: .* has no latents"),
+        ({"data": "PHOTOS", "per_class": 2}, UsageError, "no classes"),
+        ({"data": "BROKEN"}, MissingError, r"07\.png cannot be read"),
+    ],
+)
+def test_what_cannot_be_recorded_of_a_translator_is_refused(options, error, said, translator, photos, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(photos, broken)
+    (broken / "07.png").write_bytes((photos / "07.png").read_bytes()[:60])
+    options = {key: {"PHOTOS": str(photos), "BROKEN": str(broken)}.get(value, value) for key, value in options.items()}
+    with pytest.raises(error, match=said):
+        collect(translator, tmp_path / "r", **options)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_teacher_of_latents_is_given_no_images(teacher, photos, tmp_path):
+    with pytest.raises(UsageError, match="are for translators"):
+        collect(teacher, tmp_path / "r", num=4, data=str(photos))
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_a_damaged_image_of_a_translators_pair_is_noticed(place, translator, photos, tmp_path):
+    folder = collect(translator, tmp_path / "r", data=str(photos), num=16, image_format="float16")
+    offsets = load_file(shard_path(folder, 0))["offsets"]
+    data = bytearray(shard_path(folder, 0).read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    start = 8 + header + json.loads(data[8 : 8 + header])["images"]["data_offsets"][0]
+    data[start + int(offsets[2 * 9 + (place == "output")]) + 50] ^= 1
+    shard_path(folder, 0).write_bytes(data)
+    assert len(Recorded(str(folder))[torch.arange(9)][0]) == 9
+    with pytest.raises(MissingError, match="its pair 9 is damaged"):
+        everything(folder)
+
+
+@pytest.mark.parametrize("recipe", ["mse", "joint"])
+def test_a_translator_is_distilled_from_its_recording_alone(recipe, translator, photos, tmp_path, monkeypatch):
+    folder = collect(translator, tmp_path / "r", data=str(photos))
+    teacher, batches = load_gan(translator), batches_of(folder)
+    batch = batches(2, 0)
+    assert batch.inputs.shape == (8, 3, 16, 16)
+    assert (batch.teacher - draw(teacher, batch.inputs, None, CPU)).abs().max() < 0.01
+    monkeypatch.setattr(planning, "load_gan", None)
+    path = gancompress.distill(None, recipe, recorded=folder, out=tmp_path / "run", steps=3, **SHORT)
+    assert load_gan(str(path)).arch.g_widths == (2, 4)
+    assert (tmp_path / "run" / "samples").is_dir()
+
+
+@pytest.mark.parametrize(("recipe", "more"), [("portable-i2i", {}), ("scratch", {}), ("mse", {"data": "x"}), ("mse", {"target": "x"})])
+def test_a_translators_recording_has_no_targets(recipe, more, translator, photos, tmp_path):
+    folder = collect(translator, tmp_path / "r", data=str(photos), num=4)
+    with pytest.raises(UsageError, match="a translator's recording holds all that it was given and no targets"):
+        make_plan(recipe=recipe, recorded=folder, out=tmp_path / "run", device="cpu", **more)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- reading

@@ -248,6 +248,38 @@ def test_a_conditional_critic_needs_labelled_images(teachers):
         plan_of(teachers.teacher, teachers.bare)
 
 
+@pytest.mark.parametrize(
+    ("weights", "used"),
+    [
+        ({"gan": 0, "d_gan": 0}, False),
+        ({"feat": 0, "kd": 0, "gan": 0, "pix_until": None}, False),  # no critic, whatever d_gan
+        ({"gan": 0}, True),
+        ({"d_gan": 0}, True),
+    ],
+)
+def test_images_that_no_term_asks_for_need_no_labels(weights, used, teachers, tmp_path):
+    changes = [(f"weights.{key}", value) for key, value in weights.items()]
+    if used:
+        with pytest.raises(MissingError, match="needs labels"):
+            plan_of(teachers.teacher, teachers.bare, *changes)
+        return
+    plan = plan_of(teachers.teacher, teachers.bare, *changes, steps=2, out=tmp_path / "run")
+    assert any("no term of these weights asks for real images" in note for note in plan.notes)
+    assert plan.identity["data"] is None
+    assert run_plan(plan, Silent()).is_file()
+
+
+def test_a_teacher_and_a_student_of_unlike_inputs_are_refused_with_the_families_that_fit(teachers, tmp_path):
+    gan = small_gan("resnet", SMALL["resnet"][0])
+    save_networks(tmp_path / "t.safetensors", gan.family, gan.arch, gan.networks, {})
+    with pytest.raises(UsageError, match="takes images to translate, and family tinygan, the student's, takes latents") as caught:
+        plan_of(tmp_path / "t.safetensors")
+    assert "families that translate: resnet, unet" in caught.value.hint
+    assert "portable-i2i and mse" in caught.value.hint
+    with pytest.raises(UsageError, match="takes latents, and family unet, the student's, translates images"):
+        plan_of(teachers.teacher, None, ("student.family", "unet"))
+
+
 def test_batches_tell_their_place_in_the_run_and_whether_images_are_real(teachers):
     for data in (None, teachers.data):
         plan = plan_of(teachers.teacher, data, steps=8)

@@ -49,6 +49,8 @@ class DistillationLoss(nn.Module, ABC):
         self.adapters = nn.ModuleDict()
         #: what the plan tells of choices made here (where the critic comes from, say)
         self.notes: list[str] = []
+        #: whether a term of these weights asks for ``real``, where ``uses`` says that one may
+        self.asks_real = True
         #: every so many steps the regulariser of critics and of student has an optimiser step of its own; 0: it has none
         self.d_every = 0
         self.g_every = 0

@@ -53,6 +53,7 @@ class TinyganBlackbox(DistillationLoss):
         self.student, self.weights = student, weights
         #: who draws z': the teacher, for the student learns on its latents, which may be truncated
         self.latents = teacher or student
+        self.asks_real = bool(weights.gan or (weights.d_gan and (weights.feat or weights.kd)))
         if weights.feat or weights.kd or weights.gan:
             self.critics["student"] = critic
             self.notes = [f"critic: TinyGAN's discriminator, {sum(p.numel() for p in critic.parameters()):,} parameters, starts fresh"]
