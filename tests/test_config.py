@@ -152,7 +152,8 @@ def test_steps_are_the_images_in_whole_batches(kimg, batch, steps):
 
 #: lowest first; a module imports from levels below its own only. Within families and losses, the package gathers its files
 LEVELS = [
-    {"errors", "console"},
+    {"errors", "console", "htmlreport"},
+    {"charts"},
     {"gan"},
     {"layers", "augment"},
     {"patchgan", "brock"},
@@ -162,6 +163,7 @@ LEVELS = [
     {"contents", "pairs"},
     {"loading", "report", "extractors", "runs", "shards"},
     {"loop", "metrics", "exporter", "students", "recorded"},
+    {"runreport"},
     {"planning", "classwise"},
     {"collecting"},
     {"api", "screens"},
