@@ -99,8 +99,12 @@ def curves(title: str, lines: Mapping[str, Points]) -> Html:
 
 
 def front(title: str, xlabel: str, ylabel: str, points: Sequence[tuple[str, float, float]]) -> Html:
-    """Points (label, x, y), both the less the better, with a line through those that no other beats in both; "" below two points."""
-    points = [p for p in points if math.isfinite(p[1]) and math.isfinite(p[2])]
+    """Points (label, x, y), both the less the better, with a line through those that no other beats in both; "" below two places."""
+    at: dict[tuple[float, float], list[str]] = {}
+    for label, a, b in points:
+        if math.isfinite(a) and math.isfinite(b):
+            at.setdefault((a, b), []).append(label)
+    points = [(", ".join(labels), *place) for place, labels in at.items()]
     if len(points) < 2:
         return Html("")
     xs, ys = [p[1] for p in points], [p[2] for p in points]

@@ -268,6 +268,40 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    sources: Annotated[list[str], typer.Argument(help="Two or more teachers, students or run folders; the first is what the others are held against.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="A page NAME.html, NAME.md or NAME.json; a number is added where it is taken.")] = None,  # noqa: UP045
+    data: Data = None,
+    direction: Direction = None,
+    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Images of each, and of the reference.")] = 5000,
+    feature_extractor: Annotated[Optional[str], typer.Option(help="As of eval: inception (default), digits, or a MobileNetV2 file.")] = None,  # noqa: UP045
+    weights: Annotated[Optional[str], typer.Option("--weights", help="File of the Inception weights.")] = None,  # noqa: UP045
+    seed: Seed = 0,
+    classes: Classes = None,
+    reader: ReaderOption = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Hold students against their teacher, and each other: quality, cost, speed-up, pictures on the same latents, curves, Pareto plots."""
+    from gancompress import comparing, screens
+    from gancompress.checkpoint import unused
+    from gancompress.comparison import check_out, write
+
+    if out is not None:
+        check_out(out)
+    _device(device)
+    found = comparing.measure(
+        sources, data=data, direction=direction, num_images=num_images, feature_extractor=feature_extractor, weights=weights, seed=seed, device=device,
+        reader_options=_reader_options(classes, reader),
+    )  # fmt: skip
+    typer.echo(json.dumps(found.result, indent=2)) if as_json else screens.show_comparison(found.result)
+    if out is not None:
+        path = unused(out)
+        write(path, found.result, found.pictures, found.panels)
+        typer.echo(f"comparison: {path}", err=as_json)
+
+
+@app.command()
 def sample(
     source: Annotated[Optional[str], typer.Argument(help="Teacher or student; default: the newest finished run under ./runs.")] = None,  # noqa: UP045
     out: Annotated[Path, typer.Option("--out", help="NAME.png for one grid, else a directory of numbered files.")] = Path("samples.png"),

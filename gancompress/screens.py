@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 from gancompress.collecting import Recording
+from gancompress.comparison import said, tables
 from gancompress.console import number, size, stdout, table
 from gancompress.cost import device_name
 from gancompress.planning import Plan
@@ -152,6 +153,17 @@ def show_classes(result: dict[str, Any]) -> None:
     stdout.print(table("class by class, the worst first", ["", *columns], rows))
     said = f"{protocol['classes']} classes, {protocol['num_images_per_class']:,} images of each, seed {protocol['seed']}, {protocol['extractor']}"
     stdout.print(f"{said}; distances to {protocol['reference']}", highlight=False, markup=False)
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    """The tables of a comparison and what they were taken from."""
+    for made in tables(result, named=False):
+        stdout.print(table(made.title, made.columns, made.rows))
+        stdout.print()
+    for row in result["rows"]:
+        stdout.print(f"  {row['number']} {row['source']}" + (f" ({row['run']})" if row["run"] else ""), highlight=False, markup=False)
+    for line in (said(result), *result["notes"]):
+        stdout.print(line, highlight=False, markup=False)
 
 
 def show_recipes(rows: list[dict[str, Any]]) -> None:

@@ -250,6 +250,10 @@ def test_ticks_are_round_and_within(values, log, expected):
 def test_the_front_is_of_what_nothing_beats():
     points = [("a", 1.0, 9.0), ("b", 2.0, 4.0), ("c", 3.0, 5.0), ("d", 4.0, 1.0), ("e", 4.0, 2.0)]
     assert [p[0] for p in charts.best_of(points)] == ["a", "b", "d"]
+    drawn = charts.front("t", "x", "y", [*points, ("f", 4.0, 1.0)])
+    assert re.findall('class="b"[^>]*>([^<]+)', drawn) == ["a", "b", "c", "d, f", "e"]  # two at one place
+    assert [re.search(f'class="c(.)" cx="[^"]+" cy="[^"]+" r="4"/><text[^>]*>{name}<', drawn).group(1) for name in "abce"] == list("0011")
+    assert charts.front("t", "x", "y", points[:1]) == charts.front("t", "x", "y", [points[0], ("b", 1.0, float("nan"))]) == ""
     assert charts.short(369600) == "369.6k"
     assert charts.short(1.2e9) == "1.2G"
 
