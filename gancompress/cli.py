@@ -302,6 +302,44 @@ def compare(
 
 
 @app.command()
+def sweep(
+    teacher: Annotated[str, typer.Argument(help="The teacher, as of distill.")],
+    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys for every run: schedule.kimg=50.")] = None,  # noqa: UP045
+    ch_mul: Annotated[str, typer.Option("--ch-mul", metavar="LIST", help="Widths of the students.")] = "0.5,0.25,0.125",
+    recipes: Annotated[str, typer.Option("--recipes", metavar="LIST", help="Names of `gancompress recipes`, or YAML files: mse,dgl.")] = "mse",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Every run with the seeds 0 ... N - 1; means and spreads are told.")] = 1,
+    data: Data = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run folders and compare.html; what is there goes on.")] = Path("gancompress-sweep"),
+    discriminator: Discriminator = None,
+    classes: Classes = None,
+    reader: ReaderOption = None,
+    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Of the comparison, as of compare.")] = 5000,
+    feature_extractor: Annotated[Optional[str], typer.Option(help="Of the comparison, as of compare.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    print_commands: Annotated[bool, typer.Option("--print-commands", help="Print a distill command for each run, as for a cluster, and stop.")] = False,
+) -> None:
+    """Distil a grid of widths, recipes and seeds, one after the other, and compare them. The same command again resumes."""
+    from gancompress import console, screens, sweeping
+
+    wanted = sweeping.Sweep(teacher, sweeping.grid(ch_mul, recipes, seeds), out, data, discriminator, _reader_options(classes, reader), device, overrides or [])
+    if print_commands:
+        for cell in wanted.cells:
+            wanted.plan(cell)
+            typer.echo(wanted.command(cell))
+        return
+    _device(device)
+    found, failed = sweeping.run_sweep(
+        wanted, lambda plan: console.reporter(plan.recipe.schedule.steps, plan.recipe.schedule.batch_size), lambda line: typer.echo(line, err=True),
+        num_images=num_images, feature_extractor=feature_extractor,
+    )  # fmt: skip
+    if found is not None:
+        screens.show_comparison(found.result)
+        typer.echo(f"comparison: {out / 'compare.html'}")
+    if failed:
+        raise sweeping.failure(failed, len(wanted.cells))
+
+
+@app.command()
 def sample(
     source: Annotated[Optional[str], typer.Argument(help="Teacher or student; default: the newest finished run under ./runs.")] = None,  # noqa: UP045
     out: Annotated[Path, typer.Option("--out", help="NAME.png for one grid, else a directory of numbered files.")] = Path("samples.png"),

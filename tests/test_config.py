@@ -167,7 +167,7 @@ LEVELS = [
     {"runreport"},
     {"planning", "classwise"},
     {"collecting", "comparing"},
-    {"api", "screens"},
+    {"api", "screens", "sweeping"},
     {"quickstart", "toys"},
     {"cli"},
 ]
