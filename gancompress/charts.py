@@ -12,6 +12,8 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 52, 12, 26, 38
 #: points of a curve that are drawn at most, and colours that the page has
 MOST, COLOURS = 300, 8
+#: pixels within which points share one label
+CLOSE = 10
 
 
 class Axis:
@@ -99,12 +101,8 @@ def curves(title: str, lines: Mapping[str, Points]) -> Html:
 
 
 def front(title: str, xlabel: str, ylabel: str, points: Sequence[tuple[str, float, float]]) -> Html:
-    """Points (label, x, y), both the less the better, with a line through those that no other beats in both; "" below two places."""
-    at: dict[tuple[float, float], list[str]] = {}
-    for label, a, b in points:
-        if math.isfinite(a) and math.isfinite(b):
-            at.setdefault((a, b), []).append(label)
-    points = [(", ".join(labels), *place) for place, labels in at.items()]
+    """Points (label, x, y), both the less the better, with a line through those that no other beats in both; "" below two points."""
+    points = [p for p in points if math.isfinite(p[1]) and math.isfinite(p[2])]
     if len(points) < 2:
         return Html("")
     xs, ys = [p[1] for p in points], [p[2] for p in points]
@@ -112,11 +110,14 @@ def front(title: str, xlabel: str, ylabel: str, points: Sequence[tuple[str, floa
     y = Axis(ys, HEIGHT - BOTTOM, TOP, min(ys) > 0 and max(ys) > 10 * min(ys), 0.1)
     best = best_of(points)
     marks = ['<path class="l front" d="M' + "L".join(f"{x(a):.1f} {y(b):.1f}" for _, a, b in best) + '"/>'] if len(best) > 1 else []
+    written: list[tuple[float, float, list[str]]] = []
     for label, a, b in points:
-        colour = 0 if (label, a, b) in best else 1
-        marks.append(
-            f'<circle class="c{colour}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="4"/><text class="b" x="{x(a) + 6:.1f}" y="{y(b) - 5:.1f}">{escape(label)}</text>'
-        )
+        marks.append(f'<circle class="c{0 if (label, a, b) in best else 1}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="4"/>')
+        near = [labels for px, py, labels in written if abs(px - x(a)) < CLOSE and abs(py - y(b)) < CLOSE]
+        near[0].append(label) if near else written.append((x(a), y(b), [label]))
+    for px, py, labels in written:
+        where, anchor = (px - 6, "end") if px > WIDTH - RIGHT - 40 else (px + 6, "start")
+        marks.append(f'<text class="b" x="{where:.1f}" y="{py - 6:.1f}" text-anchor="{anchor}">{escape(", ".join(labels))}</text>')
     said = "; ".join(f"{label}: {short(a)}, {short(b)}" for label, a, b in points)
     return Html(f'<figure class="chart">{_frame(title, xlabel, ylabel, x, y, marks, f"{ylabel} against {xlabel}: {said}")}</figure>')
 

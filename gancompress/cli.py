@@ -173,7 +173,8 @@ def distill(
             if error.exit_code in (75, 130):
                 error.hint = "the same command goes on" + ("" if out else f" (or --out {plan.run_dir})")
             raise
-    typer.echo(f"student: {path}   next: gancompress eval {plan.run_dir}")
+    told = f"   report: {page}" if (page := plan.run_dir / "report.html").is_file() else ""
+    typer.echo(f"student: {path}{told}   next: gancompress eval {plan.run_dir}")
 
 
 @app.command()

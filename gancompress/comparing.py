@@ -106,6 +106,10 @@ def measure(
     for row, gan in zip(rows[1:], gans[1:], strict=True):
         if not shares_latents(gan, gans[0]):
             notes.append(f"{row['number']} shares no latents with 1: its pictures are of its own, and it has no paired error")
+    if unsteady := [str(row["number"]) for row in rows if row["latency_iqr_ms_batch_1"] > row["latency_ms_batch_1"] / 4]:
+        notes.append(
+            f"milliseconds of {', '.join(unsteady)} spread (IQR) by more than a quarter of their median: measure speed on a machine with nothing else to do"
+        )
     panels, more = _curves(folders)
     result = {"protocol": protocol, "rows": rows, "over_seeds": _over_seeds(rows, folders), "notes": notes + more}
     return Comparison(result, _pictures(gans, rows, seed, where), panels)
@@ -158,11 +162,11 @@ def _told(folder: Path | None) -> str:
     recipe = record["identity"].get("recipe") if record else None
     if not isinstance(recipe, dict):
         return ""
-    found: list[tuple[str, Any]] = [("recipe", recipe.get("loss")), ("seed", recipe.get("seed"))]
-    for place, (section, key) in enumerate((("student", "ch_mul"), ("schedule", "kimg")), 1):
-        values = recipe.get(section)
-        found.insert(place, (key, values.get(key) if isinstance(values, dict) else None))
-    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in found if isinstance(value, str | int | float))
+    student, schedule = (values if isinstance(values := recipe.get(key), dict) else {} for key in ("student", "schedule"))
+    found = {"recipe": recipe.get("loss"), "ch_mul": student.get("ch_mul"), "kimg": schedule.get("kimg"), "seed": recipe.get("seed")}
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items() if isinstance(value, str | int | float)
+    )
 
 
 def _over_seeds(rows: Sequence[dict[str, Any]], folders: Sequence[Path | None]) -> list[dict[str, Any]]:

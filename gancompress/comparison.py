@@ -72,18 +72,26 @@ def tables(result: Mapping[str, Any], named: bool = True) -> list[Table]:
     paired = [key for key in PAIRED if any(row.get("paired") for row in rows)]
     quality = Table("Quality", ["", *(_label(k, protocol) for k in (*keys, *paired))], [])
     cost = Table("Cost of one image", ["", "parameters", "MACs, input positions", "MACs, output positions", "size in float32"], [])
-    columns = ["ms, batch 1", "ms, batch 32", "speed-up, batch 1", "speed-up, batch 32", "fewer MACs (input)", "fewer MACs (output)", "fewer parameters"]
+    columns = [
+        "ms, batch 1 (IQR)",
+        "ms, batch 32 (IQR)",
+        "speed-up, batch 1",
+        "speed-up, batch 32",
+        "fewer MACs (input)",
+        "fewer MACs (output)",
+        "fewer parameters",
+    ]
     speed = Table("Speed-up against reduction", ["", *columns], [])
     for row in rows:
         name, ratio = name_of(row) if named else str(row["number"]), row["against_1"]
         quality.rows.append([name, *(_cell(row.get(k)) for k in keys), *(_cell((row.get("paired") or {}).get(k)) for k in paired)])
         cost.rows.append([name, *(number(row[k]) for k in RATIOS[:3]), size(row["bytes"])])
-        times = [f"{row[k]:.3g}" for k in ("latency_ms_batch_1", "latency_ms_batch_32")]
+        times = [f"{row[f'latency_ms_batch_{n}']:.3g} ({row[f'latency_iqr_ms_batch_{n}']:.2g})" for n in (1, 32)]
         order = ("latency_ms_batch_1", "latency_ms_batch_32", "macs_input_convention", "macs_output_convention", "parameters")
         speed.rows.append([name, *times, *(f"{ratio[k]:.3g}x" for k in order)])
     found = [quality, cost, speed]
     if groups := result["over_seeds"]:
-        shown = list(dict.fromkeys(key for group in groups for key in group["metrics"]))
+        shown = sorted(dict.fromkeys(key for group in groups for key in group["metrics"]), key=lambda key: key not in DISTANCES)
         spread = Table("Over seeds: mean ± standard deviation", ["", "runs", *(_label(k, protocol) for k in shown)], [])
         for group in groups:
             values = [group["metrics"].get(k) for k in shown]
@@ -123,7 +131,11 @@ def as_page(result: Mapping[str, Any], pictures: Sequence[tuple[str, Tensor]], p
         block_of = [(names.get(label, label), images[start : start + ROW]) for label, images in pictures]
         strips.append(block("pair", [picture(strip_png(i), f"{name}: images {start + 1} to {start + len(i)}", name) for name, i in block_of]))
     own = any("own" in label for label, _ in pictures)
-    long = {title: lines for title, lines in panels.items() if any(len(points) > 1 for points in lines.values())}
+    long = {
+        title: {" ".join((names.get(label.partition(" ")[0], label), *label.split(" ")[1:])): points for label, points in lines.items()}
+        for title, lines in panels.items()
+        if any(len(points) > 1 for points in lines.values())
+    }
     drawn, fronts = [curves(title.replace("_", " "), lines) for title, lines in long.items()], _fronts(result)
     first = name_of(result["rows"][0])
     speed = (

@@ -55,7 +55,7 @@ def write_report(
         section("Curves", *_curves(folder / "log.jsonl")),
         section("Recipe", facts(_numbers(recipe)), folded("every number (recipe.yaml)", code((folder / "recipe.yaml").read_text()))),
         section("Reproduce", *_origin(record, student)),
-        section("Use it", *_use(student)),
+        section("Use it", *_use(student, name if teacher and not isinstance(teacher, RecordedTeacher) else "", record)),
     ]
     atomic_write(folder / REPORT, page(f"{recipe['loss']}: {student.family.name} at {recipe['student']['ch_mul']:g} of the width", parts))
     return folder / REPORT
@@ -154,17 +154,16 @@ def _origin(record: dict[str, Any], student: GAN) -> list[Html]:
     return [facts(pairs), paragraph(said, soft=True)]
 
 
-def _use(student: GAN) -> list[Html]:
+def _use(student: GAN, teacher: str, record: dict[str, Any]) -> list[Html]:
     arch = student.arch
     given = f"torch.randn(16, {arch.nz})" + (f", torch.randint({arch.classes}, (16,))" if arch.classes else "") if arch.nz else "inputs"
     lines = ["import gancompress, torch", "", 'G = gancompress.load("student.safetensors")']
     lines += [] if arch.nz else [f"# inputs: (N, {arch.nc_in}, {arch.resolution}, {arch.resolution}) in [-1, 1]"]
     lines += ["with torch.no_grad():", f"    images = G({given})  # (N, {arch.nc}, {arch.resolution}, {arch.resolution}) in [-1, 1]"]
     data = "" if arch.nz else " --data FOLDER"
-    shell = [
-        f"gancompress eval .{data}",
-        f"gancompress compare TEACHER .{data} --out compare.html",
-        f"gancompress sample .{data} --out grid.png",
-        "gancompress export .",
-    ]
+    shell = [f"gancompress eval .{data}", f"gancompress sample .{data} --out grid.png", "gancompress export ."]
+    if teacher:
+        options = (record.get("identity") or {}).get("teacher", {}).get("options") or {}
+        reader = "".join(f" --reader {shlex.quote(f'{key}={value}')}" for key, value in options.items())
+        shell.insert(1, f"gancompress compare {shlex.quote(teacher)} .{data}{reader} --out compare.html")
     return [paragraph("In this folder:"), code("\n".join(lines)), code("\n".join(shell))]
