@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gancompress.api import inspect as inspect
     from gancompress.api import sample as sample
     from gancompress.collecting import collect as collect
+    from gancompress.comparing import compare as compare
     from gancompress.exporter import convert as convert
     from gancompress.exporter import export as export
     from gancompress.loading import load as load
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 # imported when first used: ``import gancompress`` and ``--help`` do not pay for torch
 _PUBLIC = {
     "collect": "gancompress.collecting",
+    "compare": "gancompress.comparing",
     "convert": "gancompress.exporter",
     "distill": "gancompress.api",
     "evaluate": "gancompress.metrics",
@@ -29,7 +31,7 @@ _PUBLIC = {
     "sample": "gancompress.api",
 }
 
-__all__ = ["collect", "convert", "distill", "evaluate", "export", "inspect", "load", "sample"]
+__all__ = ["collect", "compare", "convert", "distill", "evaluate", "export", "inspect", "load", "sample"]
 
 
 def __getattr__(name: str) -> Any:

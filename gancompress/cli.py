@@ -174,7 +174,8 @@ def distill(
             if error.exit_code in (75, 130):
                 error.hint = "the same command goes on" + ("" if out else f" (or --out {plan.run_dir})")
             raise
-    typer.echo(f"student: {path}   next: gancompress eval {plan.run_dir}")
+    told = f"   report: {page}" if (page := plan.run_dir / "report.html").is_file() else ""
+    typer.echo(f"student: {path}{told}   next: gancompress eval {plan.run_dir}")
 
 
 @app.command()
@@ -285,6 +286,78 @@ def evaluate(
     typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else screens.show_evaluation(result)
     for line in said + api.keep_evaluation(source, result):
         typer.echo(line, err=True)
+
+
+@app.command()
+def compare(
+    sources: Annotated[list[str], typer.Argument(help="Two or more teachers, students or run folders; the first is what the others are held against.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="A page NAME.html, NAME.md or NAME.json; a number is added where it is taken.")] = None,  # noqa: UP045
+    data: Data = None,
+    direction: Direction = None,
+    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Images of each, and of the reference.")] = 5000,
+    feature_extractor: Annotated[Optional[str], typer.Option(help="As of eval: inception (default), digits, or a MobileNetV2 file.")] = None,  # noqa: UP045
+    weights: Annotated[Optional[str], typer.Option("--weights", help="File of the Inception weights.")] = None,  # noqa: UP045
+    seed: Seed = 0,
+    classes: Classes = None,
+    reader: ReaderOption = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Hold students against their teacher, and each other: quality, cost, speed-up, pictures on the same latents, curves, Pareto plots."""
+    from gancompress import comparing, screens
+    from gancompress.checkpoint import unused
+    from gancompress.comparison import check_out, write
+
+    if out is not None:
+        check_out(out)
+    _device(device)
+    found = comparing.measure(
+        sources, data=data, direction=direction, num_images=num_images, feature_extractor=feature_extractor, weights=weights, seed=seed, device=device,
+        reader_options=_reader_options(classes, reader),
+    )  # fmt: skip
+    typer.echo(json.dumps(found.result, indent=2)) if as_json else screens.show_comparison(found.result)
+    if out is not None:
+        path = unused(out)
+        write(path, found.result, found.pictures, found.panels)
+        typer.echo(f"comparison: {path}", err=as_json)
+
+
+@app.command()
+def sweep(
+    teacher: Annotated[str, typer.Argument(help="The teacher, as of distill.")],
+    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys for every run: schedule.kimg=50.")] = None,  # noqa: UP045
+    ch_mul: Annotated[str, typer.Option("--ch-mul", metavar="LIST", help="Widths of the students.")] = "0.5,0.25,0.125",
+    recipes: Annotated[str, typer.Option("--recipes", metavar="LIST", help="Names of `gancompress recipes`, or YAML files: mse,dgl.")] = "mse",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Every run with the seeds 0 ... N - 1; means and spreads are told.")] = 1,
+    data: Data = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run folders and compare.html; what is there goes on.")] = Path("gancompress-sweep"),
+    discriminator: Discriminator = None,
+    classes: Classes = None,
+    reader: ReaderOption = None,
+    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Of the comparison, as of compare.")] = 5000,
+    feature_extractor: Annotated[Optional[str], typer.Option(help="Of the comparison, as of compare.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    print_commands: Annotated[bool, typer.Option("--print-commands", help="Print a distill command for each run, as for a cluster, and stop.")] = False,
+) -> None:
+    """Distil a grid of widths, recipes and seeds, one after the other, and compare them. The same command again resumes."""
+    from gancompress import console, screens, sweeping
+
+    wanted = sweeping.Sweep(teacher, sweeping.grid(ch_mul, recipes, seeds), out, data, discriminator, _reader_options(classes, reader), device, overrides or [])
+    if print_commands:
+        for cell in wanted.cells:
+            wanted.plan(cell)
+            typer.echo(wanted.command(cell))
+        return
+    _device(device)
+    found, failed = sweeping.run_sweep(
+        wanted, lambda plan: console.reporter(plan.recipe.schedule.steps, plan.recipe.schedule.batch_size), lambda line: typer.echo(line, err=True),
+        num_images=num_images, feature_extractor=feature_extractor,
+    )  # fmt: skip
+    if found is not None:
+        screens.show_comparison(found.result)
+        typer.echo(f"comparison: {out / 'compare.html'}")
+    if failed:
+        raise sweeping.failure(failed, len(wanted.cells))
 
 
 @app.command()

@@ -131,6 +131,11 @@ class GAN:
         return state_hash({f"{p}.{k}": v for p, net in self.networks.items() for k, v in net.state_dict().items()})
 
 
+def shares_latents(a: GAN, b: GAN) -> bool:
+    """Whether the same latents (or input images) can be given to both and make comparable images."""
+    return all(getattr(a.arch, k) == getattr(b.arch, k) for k in ("nz", "classes", "resolution", "nc"))
+
+
 def state_hash(state: StateDict) -> str:
     """sha256 over names, shapes and bytes of a state dict, independent of order."""
     digest = hashlib.sha256()

@@ -28,6 +28,7 @@ from gancompress.losses.base import DistillationLoss
 from gancompress.losses.gan import AdversarialWeights, Fit
 from gancompress.pairs import ImagePairs, channels_seen, holds_both, open_pairs, sides, takes_pairs
 from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
+from gancompress.runreport import REPORT, write_report
 from gancompress.runs import claim, default_dir, locked, refuse_foreign
 from gancompress.students import EMBEDDING, exact_widths, given_embedding, initialise, starting_point, student_arch, target_width
 
@@ -414,7 +415,21 @@ def run_plan(plan: Plan, reporter: Reporter) -> Path:
             claim(plan.run_dir, plan.identity, plan.sources, device_name(plan.device))
             if not plan.finished:  # by another process, since it was looked at
                 _train(plan, reporter)
+    if not (plan.run_dir / REPORT).is_file():
+        _report(plan, reporter)
     return plan.run_dir / "student.safetensors"
+
+
+def _report(plan: Plan, reporter: Reporter) -> None:
+    """Write report.html; the run is whole without it, so that whatever goes wrong is only noted."""
+    try:
+        student = load_gan(str(plan.run_dir / "student.safetensors")).to(plan.device)
+        student.inputs = plan.student.inputs
+        teacher = plan.teacher.to(plan.device) if plan.teacher else None
+        costs, paired = (plan.student_cost, plan.teacher_cost), "teacher_images" in plan.loss.needs
+        write_report(plan.run_dir, student, teacher, costs, plan.recipe.model_dump(mode="json"), paired, plan.device)
+    except Exception as error:
+        reporter.note(f"{plan.run_dir / REPORT} could not be written: {error or type(error).__name__}")
 
 
 def _train(plan: Plan, reporter: Reporter) -> None:

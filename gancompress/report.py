@@ -25,10 +25,23 @@ def _tile(images: Tensor, scale: int) -> Image.Image:
     return picture.convert("RGB").resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def save_png(path: Path, picture: Image.Image) -> None:
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    atomic_write(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    atomic_write(path, _png(picture))
+
+
+def strip_png(images: Tensor) -> bytes:
+    """One row of images (N, C, H, W) in [-1, 1] as a PNG: small ones enlarged to about 64 pixels, large ones reduced to 128."""
+    size = images.shape[3]
+    picture = _tile(images, max(1, round(64 / size)))
+    if size > 128:
+        picture = picture.resize((128 * len(images), 128), Image.Resampling.LANCZOS)
+    return _png(picture)
 
 
 def save_rows(path: Path, rows: list[tuple[str, Tensor]], gaps_after: Collection[int] = (), scale: int | None = None) -> None:
@@ -90,7 +103,7 @@ def save_curves(log_path: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = _panels(log_path)
+    panels = panels_of(log_path)
     if not panels:
         return
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
@@ -110,13 +123,13 @@ def save_curves(log_path: Path, path: Path) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def _panels(log_path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def panels_of(log_path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """{title: {curve: (kimg, value) of each log line that has it}}: the discriminators' scores together, each other term by itself."""
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line in log_path.read_text().splitlines():
         entry = json.loads(line)
         for key, value in entry.items():
-            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step", "non_finite"):
+            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step") and isinstance(value, int | float):  # an event says what was not finite
                 panel = SCORES if key.startswith("score_") else key
                 panels.setdefault(panel, {}).setdefault(key, []).append((entry["kimg"], value))
     return panels

@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 from gancompress.collecting import Recording
+from gancompress.comparison import said, tables
 from gancompress.console import number, size, stdout, table
 from gancompress.cost import device_name
 from gancompress.planning import Plan
@@ -172,6 +173,17 @@ def show_segmentation(result: dict[str, Any]) -> None:
     if absent:
         said += f"; {absent} of {protocol['classes']} classes have no pixel in the label maps and count as 0 in the first means, as in pix2pix's code"
     stdout.print(said, highlight=False, markup=False)
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    """The tables of a comparison and what they were taken from."""
+    for made in tables(result, named=False):
+        stdout.print(table(made.title, made.columns, made.rows))
+        stdout.print()
+    for row in result["rows"]:
+        stdout.print(f"  {row['number']} {row['source']}" + (f" ({row['run']})" if row["run"] else ""), highlight=False, markup=False)
+    for line in (said(result), *result["notes"]):
+        stdout.print(line, highlight=False, markup=False)
 
 
 def show_recipes(rows: list[dict[str, Any]]) -> None:

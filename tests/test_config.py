@@ -152,7 +152,8 @@ def test_steps_are_the_images_in_whole_batches(kimg, batch, steps):
 
 #: lowest first; a module imports from levels below its own only. Within families and losses, the package gathers its files
 LEVELS = [
-    {"errors", "console"},
+    {"errors", "console", "htmlreport"},
+    {"charts"},
     {"gan"},
     {"layers", "augment"},
     {"patchgan", "brock"},
@@ -161,10 +162,12 @@ LEVELS = [
     {"data", "scaling", "unpickle", "checkpoint", "cost", "hub", "user_module"},
     {"contents", "pairs"},
     {"loading", "report", "extractors", "runs", "shards"},
+    {"comparison"},
     {"loop", "metrics", "exporter", "students", "recorded", "segmentation"},
+    {"runreport"},
     {"planning", "classwise"},
-    {"collecting"},
-    {"api", "screens", "card"},
+    {"collecting", "comparing"},
+    {"api", "screens", "sweeping", "card"},
     {"quickstart", "toys", "publishing"},
     {"cli"},
 ]

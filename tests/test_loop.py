@@ -135,7 +135,7 @@ def cut_at(monkeypatch, *steps):
 @pytest.mark.parametrize("case", RECIPES)
 def test_a_run_leaves_what_it_should(case, unbroken):
     folder = unbroken(case)
-    expected = {"recipe.yaml", "run.json", "log.jsonl", "samples", "curves.png", "state.pt", "state.previous.pt", "student.safetensors"}
+    expected = {"recipe.yaml", "run.json", "log.jsonl", "samples", "curves.png", "state.pt", "state.previous.pt", "student.safetensors", "report.html"}
     assert {p.name for p in folder.iterdir() if p.name != ".lock"} == expected | (set() if case.startswith("mse") else {"discriminator.safetensors"})
     assert [p.name for p in sorted((folder / "samples").iterdir())] == ["step-0000005.png", "step-0000008.png"]
     assert [e["step"] for e in log_of(folder) if "diversity" not in e] == [2, 4, 6, 8]
