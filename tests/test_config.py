@@ -158,7 +158,7 @@ LEVELS = [
     {"patchgan", "brock"},
     {"families", "losses"},
     {"config"},
-    {"data", "scaling", "unpickle", "checkpoint", "cost", "hub", "user_module"},
+    {"data", "scaling", "unpickle", "checkpoint", "cost", "hub", "user_module", "protocol"},
     {"contents", "pairs"},
     {"loading", "report", "extractors", "runs", "shards"},
     {"loop", "metrics", "exporter", "students", "recorded"},
