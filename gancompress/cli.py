@@ -360,10 +360,18 @@ def toy(
 
 
 @app.command()
-def env() -> None:
-    """Print what a bug report needs."""
+def env(
+    fetch_weights: Annotated[bool, typer.Option("--fetch-weights", help="Download and check what eval needs: Inception for FID, LPIPS for PPL.")] = False,
+) -> None:
+    """Print what a bug report needs; with --fetch-weights get the weights that measuring needs."""
     from gancompress import screens
 
+    if fetch_weights:
+        from gancompress.weights import fetch_all
+
+        for path in fetch_all():
+            typer.echo(f"weights: {path}")
+        return
     screens.show_environment()
 
 

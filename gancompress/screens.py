@@ -150,7 +150,7 @@ def show_classes(result: dict[str, Any]) -> None:
     rows.append(["score over all of them", *(number(result[c]["inception_score"]) for c in columns)])
     rows += [[f"class {label}", *(number(result[c]["of_class"][str(label)]) for c in columns)] for label in result["student"]["worst"]]
     stdout.print(table("class by class, the worst first", ["", *columns], rows))
-    said = f"{protocol['classes']} classes, {protocol['num_images_per_class']:,} images of each, seed {protocol['seed']}, {protocol['extractor']}"
+    said = f"classes {protocol['classes']}, {protocol['num_images_per_class']:,} images of each, seed {protocol['seed']}, {protocol['extractor']}"
     stdout.print(f"{said}; distances to {protocol['reference']}", highlight=False, markup=False)
 
 
