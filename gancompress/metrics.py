@@ -182,7 +182,7 @@ def _settle(task: _Task, columns: dict[str, GAN], images: Images | Statistics | 
     lacking |= dict.fromkeys({"paired", "lpips"} if teacher is None else (), ("a teacher", "--against TEACHER"))
     for name in [n for n in METRICS if n in task.wanted & lacking.keys()]:
         if named:
-            raise UsageError(f"--metrics {name}: {METRICS[name]} needs {lacking[name][0]}", lacking[name][1])
+            raise UsageError(f"--metrics {name}: it needs {lacking[name][0]}", lacking[name][1])
         task.wanted.discard(name)
     if task.extractor is not None and task.wanted & FEATURES:
         for gan in columns.values():
