@@ -263,7 +263,7 @@ def _distances(moments: Moments, features: Tensor | None, reference: references.
         return column
     if "kid" in task.wanted:
         name = "kid" if task.inception else "kernel_distance"
-        column[name], column[f"{name}_sd"] = kernel_distance(features, reference.features, task.seed)
+        column[name], column[f"{name}_sd"] = kernel_distance(features, reference.features, task.seed, KID_SUBSETS, KID_SUBSET_SIZE)
     if "pr" in task.wanted:
         column["precision"], column["recall"] = precision_recall(features.to(task.device), reference.features.to(task.device))
     return column

@@ -11,7 +11,6 @@ from conftest import SMALL, make_gan, small_gan
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from gancompress import extractors
 from gancompress.checkpoint import save_networks
 from gancompress.classwise import class_list, evaluate_classes, interpolations
 from gancompress.cli import app
@@ -122,7 +121,7 @@ def test_images_of_a_class_are_of_that_class(levels):
 
 
 def test_the_command_prints_and_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(extractors, "make_extractor", lambda *_: Two())
+    monkeypatch.setattr("gancompress.api.make_extractor", lambda *_: Two())
     gan = small_gan("tinygan", SMALL["tinygan"][0])
     save_networks(tmp_path / "s.safetensors", gan.family, gan.arch, gan.networks, {})
     words = ["eval", str(tmp_path / "s.safetensors"), "--against", str(tmp_path / "s.safetensors"), "--num-images", "8", "--device", "cpu"]
