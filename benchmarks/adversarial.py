@@ -20,9 +20,10 @@ from common import Notes, finish
 
 import gancompress
 from gancompress.data import EVALUATION, PICTURES, Images, draw, positions, rng, to_float
+from gancompress.distances import frechet_distance, inception_score
 from gancompress.extractors import make_extractor
+from gancompress.fidelity import features_of, generated, paired_fidelity
 from gancompress.loading import load_gan
-from gancompress.metrics import features_of, frechet_distance, generated, inception_score, paired_fidelity
 from gancompress.planning import choose_device
 from gancompress.report import save_rows
 

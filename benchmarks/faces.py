@@ -18,9 +18,10 @@ from common import Notes, finish
 
 import gancompress
 from gancompress.data import EVALUATION
+from gancompress.distances import frechet_distance
 from gancompress.extractors import make_extractor
+from gancompress.fidelity import features_of, generated, paired_fidelity
 from gancompress.loading import load_gan
-from gancompress.metrics import features_of, frechet_distance, generated, paired_fidelity
 
 STARTS = ("random", "slice", "top-magnitude")
 

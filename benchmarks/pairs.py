@@ -24,10 +24,11 @@ from torch import Tensor
 import gancompress
 from gancompress.config import Data, parse_override
 from gancompress.data import draw
+from gancompress.distances import frechet_distance
 from gancompress.extractors import make_extractor
+from gancompress.fidelity import features_of
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
-from gancompress.metrics import features_of, frechet_distance
 from gancompress.pairs import ImagePairs
 from gancompress.planning import choose_device
 from gancompress.report import save_rows

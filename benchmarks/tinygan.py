@@ -22,9 +22,10 @@ import gancompress
 from gancompress.classwise import evaluate_classes
 from gancompress.collecting import collect
 from gancompress.data import EVALUATION, PICTURES, draw, rng
+from gancompress.distances import frechet_distance
 from gancompress.extractors import make_extractor
+from gancompress.fidelity import features_of, generated, paired_fidelity
 from gancompress.loading import load_gan
-from gancompress.metrics import features_of, frechet_distance, generated, paired_fidelity
 from gancompress.planning import choose_device
 from gancompress.report import save_rows
 

@@ -14,16 +14,19 @@ from gancompress.config import load_recipe, recipe_names
 from gancompress.console import Silent
 from gancompress.cost import device_name, generator_cost
 from gancompress.data import EVALUATION, Images, draw, rng
-from gancompress.errors import GanCompressError, MissingError, UsageError
-from gancompress.extractors import Extractor
-from gancompress.gan import GAN
+from gancompress.distances import Statistics, read_statistics
+from gancompress.errors import GanCompressError, MissingError, ParityError, UsageError
+from gancompress.extractors import Extractor, make_extractor
+from gancompress.gan import GAN, state_hash
 from gancompress.hub import SCHEME, in_cache
 from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
 from gancompress.losses import LOSSES
 from gancompress.losses.base import NEEDS
+from gancompress.metrics import FEATURES, evaluate, parse_metrics
 from gancompress.pairs import holds_both, sides
 from gancompress.planning import feed_translator, make_plan, run_plan
+from gancompress.references import cache_folder
 from gancompress.report import save_grid, save_rows
 from gancompress.runs import EVALUATION_FILE, RUNS, record_of
 from gancompress.segmentation import VOID, LabelMaps, fcn_score, open_segmenter
@@ -165,6 +168,101 @@ def sample(
 def _pieces(inputs: torch.Tensor, condition: torch.Tensor | None) -> Iterable[tuple[torch.Tensor, Any]]:
     labels = condition.split(64) if condition is not None else [None] * len(inputs.split(64))
     return zip(inputs.split(64), labels, strict=True)
+
+
+def measure(
+    source: str,
+    against: str | None = None,
+    *,
+    data: str | None = None,
+    direction: str | None = None,
+    metrics: str | None = None,
+    num_images: int = 5000,
+    batch_size: int | None = None,
+    max_fid: float | None = None,
+    save_stats: Path | None = None,
+    feature_extractor: str | None = None,
+    weights: str | None = None,
+    per_class: str | None = None,
+    pictures: Path | None = None,
+    options: dict[str, Any] | None = None,
+    device: torch.device | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What ``gancompress eval`` measures, as a JSON-able dict: ``evaluate`` on sources; or distances within classes, where ``per_class`` lists them.
+
+    Args:
+        against: the teacher; None: the one a run was made from.
+        data: real images, or an .npz with mu and sigma, or what a translator translates.
+        metrics: ``fid,kid``; without it what cannot be measured is left out and said in ``notes``.
+        max_fid: a distance must be measured for ``check_distance`` to judge it.
+
+    Raises:
+        GanCompressError: a source cannot be loaded, or a metric that was asked for cannot be measured.
+    """
+    device = device or torch.device("cpu")
+    wanted = parse_metrics(metrics) if metrics is not None else None
+    gan, teacher, against, notes = student_and_teacher(source, against, options)
+    translators = [g for g in (gan, teacher) if g and not g.arch.nz]
+    for translator in translators:
+        feed_translator(translator, data, direction)
+    images = _reference_of(data, gan) if data and not translators else None
+    if per_class is not None:
+        if metrics is not None or save_stats is not None:
+            raise UsageError(f"--per-class {per_class}: distances within classes and nothing else", "leave out --metrics and --save-stats")
+        if isinstance(images, Statistics):
+            raise UsageError(f"--data {data}: statistics know no classes", "--data with labelled images")
+        extractor = make_extractor(feature_extractor or "inception", weights, device)
+        size = {} if batch_size is None else {"batch_size": batch_size}
+        found = eval_classes(gan, teacher, images, extractor, per_class, pictures, num_images=num_images, seed=seed, device=device, **size)
+        return found | {"source": source, "against": against, "notes": notes}
+    if pictures is not None:
+        raise UsageError(f"--pictures {pictures}: they are of classes", "--per-class all")
+    asked = bool(feature_extractor or weights or max_fid is not None or save_stats or (wanted and FEATURES & set(wanted)))
+    chosen: Extractor | None = None
+    if asked or (wanted is None and (images is not None or teacher)):
+        try:
+            chosen = make_extractor(feature_extractor or "inception", weights, device)
+        except MissingError as error:
+            if asked:
+                raise
+            notes.append(f"left out: {error}\nhint: {error.hint}")
+    result = evaluate(
+        gan, teacher, images, num_images=num_images, extractor=chosen, seed=seed, device=device, metrics=wanted, batch_size=batch_size,
+        cache=cache_folder(), save_stats=save_stats,
+    )  # fmt: skip
+    if max_fid is not None and distance_of(result) is None:
+        raise UsageError(f"--max-fid {max_fid:g}: no distance was measured", "--data, or --against TEACHER, and fid among --metrics")
+    said = {"source": source, "against": against, "student_sha256": state_hash(gan.generator.state_dict()), "notes": notes + result["notes"]}
+    return result | said
+
+
+def student_and_teacher(source: str, against: str | None, options: dict[str, Any] | None) -> tuple[GAN, GAN | None, str | None, list[str]]:
+    """(what is measured, its teacher where there is one, that teacher's name, what is worth telling); ``against`` None: the one a run was made from."""
+    options, notes = options or {}, []
+    gan = load_gan(source, options=options)
+    if against is None:
+        against, recorded, why_not = teacher_of(source)
+        options, notes = recorded | options, [why_not] if why_not else []
+    return gan, load_gan(against, options=options) if against else None, against, notes
+
+
+def _reference_of(data: str, gan: GAN) -> Images | Statistics:
+    return read_statistics(Path(data).expanduser()) or Images(data, gan.arch.resolution, gan.arch.nc)
+
+
+def distance_of(result: dict[str, Any]) -> float | None:
+    """The student's Frechet distance (its mean over classes) in what ``measure`` gave, None where none was measured."""
+    student = result["student"]
+    found = next((student[key] for key in ("fid", "frechet_distance", "mean") if key in student), None)
+    return None if found is None else float(found)
+
+
+def check_distance(result: dict[str, Any], most: float | None) -> None:
+    """Raises ParityError: the student's distance is above ``most``."""
+    found = distance_of(result)
+    if most is not None and found is not None and not found <= most:
+        raise ParityError(f"{result['protocol']['distance']} {found:.4g} is above --max-fid {most:g}")
 
 
 def eval_classes(

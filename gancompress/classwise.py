@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gancompress.data import EVALUATION, Images, draw, positions, rng, to_float
+from gancompress.distances import frechet_distance, inception_score
 from gancompress.errors import MissingError, UsageError
 from gancompress.extractors import Extractor
-from gancompress.gan import GAN
-from gancompress.metrics import BATCH, features_of, frechet_distance, inception_score
+from gancompress.fidelity import BATCH, features_of, generated, setting
+from gancompress.gan import GAN, shares_latents
+from gancompress.protocol import protocol_hash
 from gancompress.report import save_rows
 from gancompress.shards import parse_classes
 
@@ -35,14 +37,7 @@ def class_list(text: str, gan: GAN) -> list[int]:
         raise UsageError(str(error).replace("--classes", "--per-class"), error.hint) from None
 
 
-def of_class(gan: GAN, label: int, num: int, seed: int, device: torch.device) -> Iterator[Tensor]:
-    """Batches of ``num`` images of one class in [-1, 1], a function of (seed, label, index of the batch) alone."""
-    for start in range(0, num, BATCH):
-        z, _ = gan.sample(min(BATCH, num - start), rng(seed, EVALUATION, label, start))
-        yield draw(gan, z, torch.full((len(z),), label), device)
-
-
-def _real(images: Images, label: int, num: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+def _real(images: Images, label: int, num: int, seed: int, device: torch.device, batch_size: int) -> Iterator[Tensor]:
     """Batches of at most ``num`` real images of one class in [-1, 1]."""
     if images.labels is None:
         raise MissingError(f"{images.source}: distances by class need labels, and this data has none", "an .npz with y_train, or idx files with labels")
@@ -50,11 +45,20 @@ def _real(images: Images, label: int, num: int, seed: int, device: torch.device)
     if len(there) < 2:
         raise MissingError(f"{images.source}: {len(there)} images of class {label}; a distance needs at least 2", "--per-class with other classes")
     chosen = there[positions(0, min(num, len(there)), len(there), seed, EVALUATION, label)]
-    return (to_float(images[part][0].to(device)) for part in chosen.split(BATCH))
+    return (to_float(images[part][0].to(device)) for part in chosen.split(batch_size))
 
 
 def evaluate_classes(
-    student: GAN, teacher: GAN | None, images: Images | None, extractor: Extractor, classes: list[int], *, num_images: int, seed: int, device: torch.device
+    student: GAN,
+    teacher: GAN | None,
+    images: Images | None,
+    extractor: Extractor,
+    classes: list[int],
+    *,
+    num_images: int,
+    seed: int,
+    device: torch.device,
+    batch_size: int = BATCH,
 ) -> dict[str, Any]:
     """Frechet distance of each class to real images of it, or to the teacher's, with its mean over classes (intra-FID: Miyato & Koyama 2018,
     arXiv:1802.05637, §4.1) and the score of all, as a JSON-able dict; ``num_images`` of each class.
@@ -73,11 +77,11 @@ def evaluate_classes(
     logits: dict[str, list[Tensor]] = {name: [] for name in columns}
     for label in classes:
         if images is not None:
-            reference = features_of(_real(images, label, num_images, seed, device), extractor)[0]
+            reference = features_of(_real(images, label, num_images, seed, device, batch_size), extractor)[0]
         else:
-            reference = features_of(of_class(columns["teacher"], label, num_images, seed + 1, device), extractor)[0]
+            reference = features_of(generated(columns["teacher"], num_images, seed + 1, device, batch_size, label), extractor)[0]
         for name, gan in columns.items():
-            features, scores, _ = features_of(of_class(gan, label, num_images, seed, device), extractor)
+            features, scores, _ = features_of(generated(gan, num_images, seed, device, batch_size, label), extractor)
             found[name]["of_class"][str(label)] = frechet_distance(features, reference)
             logits[name].append(scores)
     for name, column in found.items():
@@ -85,14 +89,30 @@ def evaluate_classes(
         column["mean"] = sum(distances.values()) / len(distances)
         column["inception_score"] = inception_score(torch.cat(logits[name]))
         column["worst"] = sorted((int(label) for label in distances), key=lambda label: -distances[str(label)])[:WORST]
-    protocol = {"num_images_per_class": num_images, "classes": len(classes), "seed": seed, "extractor": extractor.name, "distance": extractor.distance}
-    protocol["reference"] = images.source if images is not None else "the teacher's samples"
+    protocol = setting(student, extractor, seed, device) | {"num_images_per_class": num_images, "classes": _ranges(classes)}
+    if images is not None:
+        protocol |= {"reference": images.source, "reference_sha256": images.fingerprint}
+        protocol["reference_resize"] = f"central square, Lanczos to {images.resolution} x {images.resolution}"
+    elif teacher is not None:
+        protocol |= {"reference": "the teacher's samples", "reference_sha256": teacher.sha256()}
+    protocol["hash"] = protocol_hash(protocol)
     return {"protocol": protocol, **found}
+
+
+def _ranges(classes: list[int]) -> str:
+    """``0,2-4`` of [0, 2, 3, 4]: the list as --per-class takes it."""
+    spans: list[list[int]] = []
+    for label in sorted(set(classes)):
+        if spans and spans[-1][1] == label - 1:
+            spans[-1][1] = label
+        else:
+            spans.append([label, label])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def save_worst(path: Path, student: GAN, teacher: GAN | None, worst: list[int], seed: int, device: torch.device) -> None:
     """Rows of the worst classes, the teacher's images of the same latents above the student's where they share them."""
-    shares = teacher is not None and all(getattr(student.arch, k) == getattr(teacher.arch, k) for k in ("nz", "classes", "resolution", "nc"))
+    shares = teacher is not None and shares_latents(student, teacher)
     rows: list[tuple[str, Tensor]] = []
     for label in worst:
         source = teacher if teacher is not None and shares else student

@@ -217,8 +217,13 @@ def evaluate(
     against: Annotated[Optional[str], typer.Option("--against", help="The teacher; default: the one the run was made from.")] = None,  # noqa: UP045
     data: Data = None,
     direction: Direction = None,
-    num_images: Annotated[int, typer.Option("--num-images", min=2)] = 5000,
-    feature_extractor: Annotated[Optional[str], typer.Option(help="inception (the default), digits, or a torchvision MobileNetV2 file.")] = None,  # noqa: UP045
+    metrics: Annotated[Optional[str], typer.Option(metavar="LIST", help="Of fid,kid,is,pr,ppl,vol,paired,lpips,diversity,latency.")] = None,  # noqa: UP045
+    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Images generated, and real ones used.")] = 5000,
+    batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Images at a time; it changes no number.")] = None,  # noqa: UP045
+    truncation: Annotated[Optional[float], typer.Option(help="The family's own, of student and teacher alike.")] = None,  # noqa: UP045
+    max_fid: Annotated[Optional[float], typer.Option("--max-fid", help="Exit code 6 where the student's distance, of whatever extractor, is above it.")] = None,  # noqa: UP045
+    save_stats: Annotated[Optional[Path], typer.Option("--save-stats", help="Write the reference's mu and sigma to this .npz, which --data takes.")] = None,  # noqa: UP045
+    feature_extractor: Annotated[Optional[str], typer.Option(help="inception (default), digits, random, or a torchvision MobileNetV2 file.")] = None,  # noqa: UP045
     weights: Annotated[Optional[str], typer.Option(help="Inception weights, where they cannot be downloaded.")] = None,  # noqa: UP045
     per_class: Annotated[Optional[str], typer.Option("--per-class", metavar="LIST", help="Distances within classes instead: all, or 3,7-9.")] = None,  # noqa: UP045
     pictures: Annotated[Optional[Path], typer.Option("--pictures", help="With --per-class: folder for the worst classes and interpolations.")] = None,  # noqa: UP045
@@ -235,26 +240,14 @@ def evaluate(
 ) -> None:
     """Measure a student beside its teacher: fidelity, distance, score, blur, size and latency."""
     from gancompress import api, screens
-    from gancompress.data import Images
-    from gancompress.errors import MissingError
-    from gancompress.extractors import Extractor, make_extractor
-    from gancompress.gan import state_hash
-    from gancompress.loading import load_gan
-    from gancompress.metrics import evaluate as measure
-    from gancompress.planning import feed_translator
 
     where = _device(device)
-    source, options = student or str(api.newest_run()), _reader_options(classes, reader)
-    gan = load_gan(source, options=options)
-    said: list[str] = []
-    if against is None:
-        against, recorded, why_not = api.teacher_of(source)
-        options, said = recorded | options, [why_not] if why_not else []
-    teacher = load_gan(against, options=options) if against else None
+    source, options = student or str(api.newest_run()), _reader_options(classes, reader) | ({"truncation": truncation} if truncation is not None else {})
     fcn: dict[str, Any] = {"label_maps": label_maps, "classes": segmenter_classes, "ignored": ignore_label, "target": target}
     if segmenter is not None:
-        if per_class or feature_extractor or weights or pictures:
-            raise UsageError("--segmenter measures the FCN score alone", "leave out --per-class, --pictures, --feature-extractor and --weights")
+        if per_class or feature_extractor or weights or pictures or metrics or save_stats or max_fid is not None:
+            raise UsageError("--segmenter measures the FCN score alone", "leave out --metrics, --per-class, --pictures, --max-fid and what is of features")
+        gan, teacher, _, said = api.student_and_teacher(source, against, options)
         scores = api.eval_segmentation(gan, teacher, data, segmenter, direction=direction, num_images=num_images, device=where, **fcn)
         typer.echo(json.dumps(scores, indent=2, allow_nan=False)) if as_json else screens.show_segmentation(scores)
         for line in said:
@@ -262,30 +255,15 @@ def evaluate(
         return
     if any(fcn.values()):
         raise UsageError("--label-maps, --segmenter-classes, --ignore-label and --target of eval are for the FCN score", "--segmenter FILE --label-maps DIR")
-    translators = [g for g in (gan, teacher) if g and not g.arch.nz]
-    for translator in translators:
-        feed_translator(translator, data, direction)
-    images = Images(data, gan.arch.resolution, gan.arch.nc) if data and not translators else None
-    extractor: Extractor | None = None
-    if per_class is not None:
-        extractor = make_extractor(feature_extractor or "inception", weights, where)
-        found = api.eval_classes(gan, teacher, images, extractor, per_class, pictures, num_images=num_images, seed=seed, device=where)
-        typer.echo(json.dumps(found, indent=2)) if as_json else screens.show_classes(found)
-        return
-    if pictures is not None:
-        raise UsageError(f"--pictures {pictures}: they are of classes", "--per-class all")
-    if feature_extractor or weights or images or teacher:
-        try:
-            extractor = make_extractor(feature_extractor or "inception", weights, where)
-        except MissingError as error:
-            if feature_extractor or weights:
-                raise
-            said.append(f"left out: {error}\nhint: {error.hint}")
-    result = measure(gan, teacher, images, num_images=num_images, extractor=extractor, seed=seed, device=where)
-    result |= {"source": source, "against": against, "student_sha256": state_hash(gan.generator.state_dict())}
-    typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else screens.show_evaluation(result)
-    for line in said + api.keep_evaluation(source, result):
+    result = api.measure(
+        source, against, data=data, direction=direction, metrics=metrics, num_images=num_images, batch_size=batch_size, max_fid=max_fid, save_stats=save_stats,
+        feature_extractor=feature_extractor, weights=weights, per_class=per_class, pictures=pictures, options=options, device=where, seed=seed,
+    )  # fmt: skip
+    show = screens.show_evaluation if per_class is None else screens.show_classes
+    typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else show(result)
+    for line in result["notes"] + api.keep_evaluation(source, result):
         typer.echo(line, err=True)
+    api.check_distance(result, max_fid)
 
 
 @app.command()
@@ -460,10 +438,18 @@ def toy(
 
 
 @app.command()
-def env() -> None:
-    """Print what a bug report needs."""
+def env(
+    fetch_weights: Annotated[bool, typer.Option("--fetch-weights", help="Download and check what eval needs: Inception for FID, LPIPS for PPL.")] = False,
+) -> None:
+    """Print what a bug report needs; with --fetch-weights get the weights that measuring needs."""
     from gancompress import screens
 
+    if fetch_weights:
+        from gancompress.weights import fetch_all
+
+        for path in fetch_all():
+            typer.echo(f"weights: {path}")
+        return
     screens.show_environment()
 
 

@@ -17,9 +17,10 @@ from gancompress.comparison import COSTS, RATIOS, check_out, quality_keys, write
 from gancompress.data import PICTURES, Images, draw, rng
 from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.extractors import Extractor, make_extractor
+from gancompress.fidelity import paired_fidelity
 from gancompress.gan import GAN, shares_latents
 from gancompress.loading import load_gan
-from gancompress.metrics import evaluate, paired_fidelity
+from gancompress.metrics import evaluate
 from gancompress.planning import choose_device, feed_translator
 from gancompress.report import panels_of
 from gancompress.runs import record_of

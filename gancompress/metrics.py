@@ -2,152 +2,224 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from gancompress.cost import device_name, gan_cost, latency
-from gancompress.data import EVALUATION, Images, draw, positions, rng, to_float, to_uint8
+from gancompress import references
+from gancompress.cost import gan_cost, latency
+from gancompress.data import Images
+from gancompress.distances import (
+    KID_SUBSET_SIZE,
+    KID_SUBSETS,
+    NEIGHBOURS,
+    SPLITS,
+    Moments,
+    Statistics,
+    frechet,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    write_statistics,
+)
 from gancompress.errors import UsageError
 from gancompress.extractors import Extractor
-from gancompress.gan import GAN
+from gancompress.fidelity import (
+    BATCH,
+    collect,
+    default_batch_size,
+    diversity,
+    features_of,
+    generated,
+    paired_fidelity,
+    psnr,
+    setting,
+    ssim,
+    variance_of_laplacian,
+)
+from gancompress.gan import GAN, shares_latents
+from gancompress.perceptual import EPSILON, Lpips, path_length
+from gancompress.protocol import protocol_hash
 
-BATCH = 64
+__all__ = [
+    "BATCH", "DEFAULT", "METRICS", "evaluate", "features_of", "frechet_distance", "generated", "inception_score", "paired_fidelity", "psnr", "ssim",
+    "variance_of_laplacian",
+]  # fmt: skip
 
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) peak signal-to-noise ratio in dB of images (N, C, H, W) in [-1, 1] (peak to peak 2)."""
-    return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1).clamp_min(1e-12))
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) structural similarity of images (N, C, H, W) in [-1, 1] (Wang et al. 2004, Eq. 13: 11x11 Gaussian window of sigma 1.5,
-    K1 0.01, K2 0.03; channels apart, windows inside the image). Computed on [0, 1]: its luminance term is of intensities, never negative."""
-    a, b = (a + 1) / 2, (b + 1) / 2
-    size = min(11, a.shape[2])
-    taps = torch.exp(-(torch.arange(size, device=a.device, dtype=a.dtype) - (size - 1) / 2).square() / (2 * 1.5**2))
-    kernel = torch.outer(taps, taps) / taps.sum() ** 2
-
-    def blur(x: Tensor) -> Tensor:
-        return F.conv2d(x.flatten(0, 1)[:, None], kernel[None, None]).unflatten(0, x.shape[:2])
-
-    c1, c2 = 0.01**2, 0.03**2
-    ma, mb = blur(a), blur(b)
-    va, vb, cov = blur(a * a) - ma * ma, blur(b * b) - mb * mb, blur(a * b) - ma * mb
-    return ((2 * ma * mb + c1) * (2 * cov + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))).flatten(1).mean(1)
-
-
-def variance_of_laplacian(images: Tensor) -> Tensor:
-    """(N,) variance of the 4-neighbour Laplacian of the grey image on the scale 0 ... 255; low means blurred (Aguinaldo et al. 2019, §4)."""
-    grey = (images.float().mean(1, keepdim=True) + 1) * 127.5
-    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]], device=images.device)
-    return F.conv2d(grey, kernel[None, None]).flatten(1).var(1, correction=0)
-
-
-def generated(gan: GAN, num: int, seed: int, device: torch.device) -> Iterator[Tensor]:
-    """Batches of ``num`` images in [-1, 1], a function of (seed, index of the batch) alone."""
-    for start in range(0, num, BATCH):
-        inputs, condition = gan.sample(min(BATCH, num - start), rng(seed, EVALUATION, start))
-        yield draw(gan, inputs, condition, device)
-
-
-@torch.no_grad()
-def features_of(batches: Iterator[Tensor], extractor: Extractor) -> tuple[Tensor, Tensor, float]:
-    """(features (N, F) float64, logits (N, K), mean variance of Laplacian) over batches of images in [-1, 1], as 8-bit images."""
-    features, logits, sharpness = [], [], []
-    for images in batches:
-        rounded = to_uint8(images)
-        found = extractor(rounded)
-        features.append(found[0].double().cpu())
-        logits.append(found[1].double().cpu())
-        sharpness.append(variance_of_laplacian(to_float(rounded)).cpu())
-    return torch.cat(features), torch.cat(logits), float(torch.cat(sharpness).mean())
+#: every metric by the name ``--metrics`` takes
+METRICS = {
+    "fid": "Frechet distance to the reference; called FID on Inception features alone",
+    "kid": "kernel distance to the reference, unbiased; called KID on Inception features alone",
+    "is": "inception score",
+    "pr": "precision and recall",
+    "ppl": "perceptual path length in z, and in w where there is one",
+    "vol": "variance of Laplacian",
+    "paired": "MSE, PSNR and SSIM to the teacher on the same latents",
+    "lpips": "LPIPS to the teacher on the same latents",
+    "diversity": "how far images of different latents lie apart, beside the teacher's",
+    "latency": "milliseconds of a forward pass at batch 1 and 32",
+}
+#: of features; to a reference; from single features, which a statistics file does not have
+FEATURES, DISTANCES, SINGLE = {"fid", "kid", "is", "pr"}, {"fid", "kid", "pr"}, {"kid", "pr"}
+DEFAULT = ("fid", "is", "vol", "paired", "diversity", "latency")
+#: below so many images a Frechet distance is visibly biased
+BIASED = 10_000
+#: a student whose images lie less than this share of the teacher's apart has collapsed
+COLLAPSED = 0.1
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two feature sets (N, F), as torch-fidelity computes it (Heusel et al. 2017, arXiv:1706.08500, Eq. 6)."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+def parse_metrics(text: str) -> list[str]:
+    """``fid,kid`` as a list.
 
-    found = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)
-    return float(found["frechet_inception_distance"])
-
-
-def inception_score(logits: Tensor) -> float:
-    """exp E KL(p(y|x) || p(y)) over ten splits (one an image where there are fewer), as torch-fidelity computes it (Salimans et al. 2016, arXiv:1606.03498)."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
-    return float(isc_features_to_metric(logits, splits=min(10, len(logits)))["inception_score_mean"])
+    Raises:
+        UsageError: no such metric.
+    """
+    names = [name for name in text.replace(" ", "").split(",") if name]
+    if not names or (unknown := [name for name in names if name not in METRICS]):
+        raise UsageError(f"--metrics {text}: no metric {unknown[0]!r}" if names else "--metrics: none named", "metrics: " + ", ".join(METRICS))
+    return names
 
 
-@torch.no_grad()
-def paired_fidelity(student: GAN, teacher: GAN, num: int, seed: int, device: torch.device) -> dict[str, float] | None:
-    """MSE (images in [-1, 1]), PSNR in dB and SSIM of student and teacher on the same latents; None where they share no latents."""
-    if any(getattr(student.arch, k) != getattr(teacher.arch, k) for k in ("nz", "classes", "resolution", "nc")):
-        return None
-    mse, peak, structure = [], [], []
-    for start in range(0, num, BATCH):
-        inputs, condition = teacher.sample(min(BATCH, num - start), rng(seed, EVALUATION, start))
-        a, b = draw(student, inputs, condition, device), draw(teacher, inputs, condition, device)
-        mse.append((a - b).square().flatten(1).mean(1).cpu())
-        peak.append(psnr(a, b).cpu())
-        structure.append(ssim(a, b).cpu())
-    return {"mse": float(torch.cat(mse).mean()), "psnr": float(torch.cat(peak).mean()), "ssim": float(torch.cat(structure).mean())}
+@dataclass
+class _Task:
+    """What is to be measured and how."""
+
+    wanted: set[str]
+    num_images: int
+    seed: int
+    device: torch.device
+    batch_size: int
+    extractor: Extractor | None
+    lpips: Lpips | None = None
+    reference: references.Reference | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def inception(self) -> bool:
+        return self.extractor is not None and self.extractor.name == "inception-v3"
 
 
 def evaluate(
     student: GAN,
     teacher: GAN | None = None,
-    images: Images | None = None,
+    images: Images | Statistics | None = None,
     *,
     num_images: int = 5000,
     extractor: Extractor | None = None,
     seed: int = 0,
     device: torch.device | None = None,
+    metrics: Collection[str] | None = None,
+    batch_size: int | None = None,
+    cache: Path | None = None,
+    save_stats: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything ``gancompress eval`` prints, as a JSON-able dict.
+    """Everything ``gancompress eval`` prints, as a JSON-able dict: ``protocol``, ``notes``, a column each for student and teacher, ``paired``.
 
     Args:
         teacher: for paired fidelity and as a second column; its samples are the reference where there are no ``images``.
-        images: real images to measure distances to.
+        images: real images to measure distances to, or their statistics.
         num_images: images generated, and real ones (or as many as there are) used.
         extractor: None leaves out the metrics that need features.
+        metrics: names of ``METRICS``; None: ``DEFAULT``, as far as there is what they need. KID goes beside an FID of few images.
+        batch_size: images at a time; it changes no number.
+        cache: a folder for the reference's features.
+        save_stats: an .npz to write the reference's mean and covariance to.
 
     Raises:
-        UsageError: too few images for a distance, or images that are neither grey nor RGB.
+        UsageError: too few images for a metric, a metric that lacks what it needs, images that are neither grey nor RGB, or of different sizes.
+        MissingError: LPIPS or PPL without their weights.
     """
     if num_images < 2:
         raise UsageError(f"--num-images {num_images}: at least 2")
     device = device or torch.device("cpu")
+    task = _Task(set(metrics or DEFAULT), num_images, seed, device, batch_size or default_batch_size(student.arch.resolution, device), extractor)
     columns: dict[str, GAN] = {"student": student} | ({"teacher": teacher} if teacher else {})
-    for gan in columns.values():
-        if extractor is not None and gan.arch.nc not in (1, 3):
-            raise UsageError(f"{gan.source}: it makes {gan.arch.nc} channels; features are taken of grey or RGB images")
+    _settle(task, columns, images, metrics is not None)
+    if save_stats is not None and not task.wanted & DISTANCES:
+        raise UsageError(f"--save-stats {save_stats}: no distance is measured, so there are no statistics", "--data, or --against TEACHER, and an extractor")
     for gan in columns.values():
         gan.to(device)
-    result: dict[str, Any] = {"protocol": {"num_images": num_images, "seed": seed, "device": device_name(device), "torch": torch.__version__}}
-    reference: Tensor | None = None
-    if extractor is not None:
-        result["protocol"] |= {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256, "quantisation": "round to 8 bits"}
-        result["protocol"] |= {"distance": extractor.distance, "score": extractor.score}
-        if images is not None:
-            chosen = positions(0, min(num_images, len(images)), len(images), seed, EVALUATION)
-            real = (to_float(images[part][0].to(device)) for part in chosen.split(BATCH))
-            reference = features_of(real, extractor)[0]
-            result["protocol"] |= {"reference": images.source, "reference_sha256": images.fingerprint, "reference_images": len(reference)}
-        elif teacher is not None:
-            reference = features_of(generated(teacher, num_images, seed + 1, device), extractor)[0]
-            result["protocol"] |= {"reference": "the teacher's samples", "reference_sha256": teacher.sha256(), "reference_images": len(reference)}
+    protocol = {"num_images": num_images, **setting(student, task.extractor if task.wanted & FEATURES else None, seed, device)}
+    if task.wanted & DISTANCES:
+        task.reference = _reference(task, student, teacher, images, cache)
+        protocol |= task.reference.protocol
+        task.notes += task.reference.notes
+        if save_stats is not None:
+            write_statistics(save_stats, task.reference.statistics, {k: v for k, v in protocol.items() if k not in ("num_images", "device")})
+    result: dict[str, Any] = {"protocol": protocol | _constants(task), "notes": task.notes}
+    result["protocol"]["hash"] = protocol_hash(result["protocol"])
     for name, gan in columns.items():
-        result[name] = _costs(gan, device) | _quality(gan, extractor, reference, num_images, seed, device)
-    if teacher is not None:
-        result["paired"] = paired_fidelity(student, teacher, min(num_images, 1000), seed, device)
+        result[name] = _costs(gan, task) | _quality(gan, task) | _paths(gan, task)
+    if teacher is not None and task.wanted & {"paired", "lpips"}:
+        count = min(num_images, 1000)
+        result["paired"] = paired_fidelity(student, teacher, count, seed, device, task.batch_size, task.lpips if "lpips" in task.wanted else None)
+    _spread(result, columns, task)
     return result
 
 
-def _costs(gan: GAN, device: torch.device) -> dict[str, Any]:
+def _settle(task: _Task, columns: dict[str, GAN], images: Images | Statistics | None, named: bool) -> None:
+    """Take out what cannot be measured; what was ``named`` is refused instead."""
+    student, teacher = columns["student"], columns.get("teacher")
+    counts = [task.num_images] + ([min(task.num_images, len(images))] if isinstance(images, Images) else [])
+    lacking: dict[str, tuple[str, str]] = {}
+    for name in FEATURES & (task.wanted | {"kid"}):
+        if task.extractor is None:
+            lacking[name] = ("an extractor's features", "--feature-extractor inception, digits, or a torchvision MobileNetV2 file")
+        elif name in DISTANCES and images is None and teacher is None:
+            lacking[name] = ("a reference", "--data, or --against TEACHER")
+        elif name in SINGLE and isinstance(images, Statistics):
+            lacking[name] = ("the reference's single features, and a statistics file has none", "--data with images")
+    needs = {"kid": KID_SUBSET_SIZE, "pr": NEIGHBOURS + 1} | ({"is": SPLITS} if named else {})  # one image a split is a number still
+    for name, need in needs.items():
+        if name not in lacking and min(counts) < need:
+            lacking[name] = (f"{need:,} images, and there are {min(counts):,}", f"--num-images {need} or more, or leave {name} out of --metrics")
+    lacking |= dict.fromkeys({"paired", "lpips"} if teacher is None else (), ("a teacher", "--against TEACHER"))
+    for name in [n for n in METRICS if n in task.wanted & lacking.keys()]:
+        if named:
+            raise UsageError(f"--metrics {name}: it needs {lacking[name][0]}", lacking[name][1])
+        task.wanted.discard(name)
+    if task.extractor is not None and task.wanted & FEATURES:
+        for gan in columns.values():
+            if gan.arch.nc not in (1, 3):
+                raise UsageError(f"{gan.source}: it makes {gan.arch.nc} channels; features are taken of grey or RGB images")
+    if task.wanted & DISTANCES:
+        references.check_sizes(student, images if isinstance(images, Images) else None, teacher)
+    if "fid" in task.wanted and min(counts) < BIASED and task.extractor is not None:
+        said = f"{task.extractor.distance} of {min(counts):,} images is biased upwards: compare it at equal counts alone"
+        if "kid" not in lacking:
+            task.wanted.add("kid")
+        task.notes.append(said + ("" if "kid" in task.wanted else f"; the kernel distance, which is not, needs {lacking['kid'][0]}"))
+    if task.wanted & {"lpips", "ppl"}:
+        task.lpips = Lpips(task.device)
+
+
+def _reference(task: _Task, student: GAN, teacher: GAN | None, images: Images | Statistics | None, cache: Path | None) -> references.Reference:
+    assert task.extractor is not None
+    features = bool(task.wanted & SINGLE)
+    common = (task.num_images, task.extractor, task.seed, task.device, task.batch_size)
+    if isinstance(images, Statistics):
+        return references.of_statistics(images, student, task.extractor, task.device)
+    if images is not None:
+        return references.of_images(images, *common, features=features, cache=cache)
+    assert teacher is not None
+    return references.of_teacher(teacher, *common, features=features, cache=cache)
+
+
+def _constants(task: _Task) -> dict[str, Any]:
+    """Fields of a protocol that single metrics add."""
+    found: dict[str, Any] = {"kid_subsets": KID_SUBSETS, "kid_subset_size": KID_SUBSET_SIZE} if "kid" in task.wanted else {}
+    found |= {"is_splits": min(SPLITS, task.num_images)} if "is" in task.wanted else {}
+    found |= {"pr_neighbours": NEIGHBOURS} if "pr" in task.wanted else {}
+    found |= {"ppl_pairs": task.num_images, "ppl_epsilon": EPSILON} if "ppl" in task.wanted else {}
+    return found | ({"lpips_sha256": task.lpips.sha256} if task.lpips is not None else {})
+
+
+def _costs(gan: GAN, task: _Task) -> dict[str, Any]:
     cost = gan_cost(gan)
     column: dict[str, Any] = {
         "family": gan.family.name,
@@ -156,20 +228,68 @@ def _costs(gan: GAN, device: torch.device) -> dict[str, Any]:
         "macs_output_convention": cost.macs_out,
         "bytes": cost.bytes,
     }
-    for batch_size in (1, 32):
-        middle, spread = latency(gan, batch_size, device)
+    for batch_size in (1, 32) if "latency" in task.wanted else ():
+        middle, spread = latency(gan, batch_size, task.device)
         column[f"latency_ms_batch_{batch_size}"] = round(middle, 3)
         column[f"latency_iqr_ms_batch_{batch_size}"] = round(spread, 3)
     return column
 
 
-def _quality(gan: GAN, extractor: Extractor | None, reference: Tensor | None, num_images: int, seed: int, device: torch.device) -> dict[str, float]:
-    """Score, distance to ``reference`` and blur; without an extractor the last alone."""
-    if extractor is None:
-        blur = [variance_of_laplacian(b).cpu() for b in generated(gan, min(num_images, 1000), seed, device)]
+def _quality(gan: GAN, task: _Task) -> dict[str, float]:
+    """What is measured of a network's images: distances, score, precision and recall, blur."""
+    wanted, extractor = task.wanted, task.extractor
+    if extractor is None or not wanted & FEATURES:
+        if "vol" not in wanted:
+            return {}
+        blur = [variance_of_laplacian(b) for b in generated(gan, min(task.num_images, 1000), task.seed, task.device, task.batch_size)]
         return {"variance_of_laplacian": float(torch.cat(blur).mean())}
-    features, logits, sharpness = features_of(generated(gan, num_images, seed, device), extractor)
-    found = {"inception_score": inception_score(logits), "variance_of_laplacian": sharpness}
-    if reference is not None:
-        found["fid" if extractor.name == "inception-v3" else "frechet_distance"] = frechet_distance(features, reference)
-    return found
+    batches = generated(gan, task.num_images, task.seed, task.device, task.batch_size)
+    moments = Moments()
+    found = collect(batches, extractor, moments if "fid" in wanted else None, features=bool(wanted & SINGLE), logits="is" in wanted)
+    column: dict[str, float] = {}
+    if task.reference is not None:
+        column |= _distances(moments, found.features, task.reference, task)
+    if found.logits is not None:
+        column["inception_score"] = inception_score(found.logits)
+    return column | ({"variance_of_laplacian": found.sharpness} if "vol" in wanted else {})
+
+
+def _distances(moments: Moments, features: Tensor | None, reference: references.Reference, task: _Task) -> dict[str, float]:
+    column: dict[str, float] = {}
+    if "fid" in task.wanted:
+        column["fid" if task.inception else "frechet_distance"] = frechet(moments.statistics(), reference.statistics)
+    if features is None or reference.features is None:
+        return column
+    if "kid" in task.wanted:
+        name = "kid" if task.inception else "kernel_distance"
+        column[name], column[f"{name}_sd"] = kernel_distance(features, reference.features, task.seed, KID_SUBSETS, KID_SUBSET_SIZE)
+    if "pr" in task.wanted:
+        column["precision"], column["recall"] = precision_recall(features.to(task.device), reference.features.to(task.device))
+    return column
+
+
+def _paths(gan: GAN, task: _Task) -> dict[str, float]:
+    """Path lengths in each space there is, of whole images and of their middles."""
+    if "ppl" not in task.wanted or task.lpips is None:
+        return {}
+    column: dict[str, float] = {}
+    for space in ("z", "w") if hasattr(gan.generator, "styles") else ("z",):
+        whole, middle = path_length(gan, space, task.lpips, task.num_images, task.seed, task.device, task.batch_size)
+        column[f"ppl_{space}"] = whole
+        if middle is not None:
+            column[f"ppl_{space}_cropped"] = middle
+    return column
+
+
+def _spread(result: dict[str, Any], columns: dict[str, GAN], task: _Task) -> None:
+    """Diversity of each column, and a word where the student's is nothing beside the teacher's."""
+    if "diversity" not in task.wanted:
+        return
+    for name, gan in columns.items():
+        result[name]["diversity"] = diversity(gan, task.seed, task.device, task.batch_size)
+    teacher = columns.get("teacher")
+    if teacher is None or not shares_latents(columns["student"], teacher):
+        return
+    mine, its = result["student"]["diversity"], result["teacher"]["diversity"]
+    if mine < COLLAPSED * its:
+        task.notes.append(f"the student's images of different latents lie {mine:.3g} apart, the teacher's {its:.3g}: it has collapsed to few images")

@@ -112,36 +112,66 @@ def show_recording(recording: Recording) -> None:
         stdout.print(f"  {key:<12}{value}", highlight=False, markup=False)
 
 
+#: what a table of an evaluation may hold, in this order; those that say how often the teacher's is the student's
+_RATIOS = {
+    "parameters": "parameters",
+    "macs_input_convention": "MACs (input positions)",
+    "macs_output_convention": "MACs (output positions)",
+    "bytes": "size in float32",
+    "latency_ms_batch_1": "latency, batch 1",
+    "latency_ms_batch_32": "latency, batch 32",
+}
+_QUALITY = {
+    "precision": "precision",
+    "recall": "recall",
+    "ppl_z": "path length in z (lower is smoother)",
+    "ppl_z_cropped": "path length in z, middle of the image",
+    "ppl_w": "path length in w (lower is smoother)",
+    "ppl_w_cropped": "path length in w, middle of the image",
+    "variance_of_laplacian": "variance of Laplacian (low: blurred)",
+    "diversity": "diversity (distance between images)",
+}
+
+
 def show_evaluation(result: dict[str, Any]) -> None:
-    """Student beside teacher."""
+    """Student beside teacher, and how many times smaller and faster it is."""
     protocol, paired = result["protocol"], result.get("paired")
     columns = [name for name in ("teacher", "student") if name in result]
+    distance, kernel = protocol.get("distance", ""), "KID"
+    if protocol.get("extractor") != "inception-v3":
+        kernel = distance.replace("Frechet", "kernel")
+    named = {"fid": f"{distance} (lower is better)", "frechet_distance": f"{distance} (lower is better)"}
+    named |= {"kid": f"{kernel} (mean, sd of subsets)", "kernel_distance": f"{kernel} (mean, sd of subsets)", "inception_score": protocol.get("score", "")}
     rows = []
-    distance = "fid" if protocol.get("extractor") == "inception-v3" else "frechet_distance"
-    labels = {
-        "parameters": "parameters",
-        "macs_input_convention": "MACs (input positions)",
-        "macs_output_convention": "MACs (output positions)",
-        "bytes": "size in float32",
-        "latency_ms_batch_1": "latency, batch 1 (median ms)",
-        "latency_ms_batch_32": "latency, batch 32 (median ms)",
-        distance: protocol.get("distance", "") + " (lower is better)",
-        "inception_score": protocol.get("score", ""),
-        "variance_of_laplacian": "variance of Laplacian (low: blurred)",
-    }
-    for key, label in labels.items():
+    for key, label in (_RATIOS | named | _QUALITY).items():
         if any(key in result[c] for c in columns):
-            values = [size(result[c][key]) if key == "bytes" else number(result[c].get(key, "")) for c in columns]
-            rows.append([label, *values])
-    stdout.print(table(result["source"], ["", *columns], rows))
+            rows.append([label, *(_shown(key, result[c]) for c in columns), *([_times(key, result)] if len(columns) == 2 else [])])
+    stdout.print(table(result["source"], ["", *columns, *(["ratio"] if len(columns) == 2 else [])], rows))
     if paired:
-        stdout.print(f"same latents: MSE {paired['mse']:.4g}, PSNR {paired['psnr']:.2f} dB, SSIM {paired['ssim']:.3f}", highlight=False)
-    elif "teacher" in result:
+        said = f"same latents: MSE {paired['mse']:.4g}, PSNR {paired['psnr']:.2f} dB, SSIM {paired['ssim']:.3f}"
+        stdout.print(said + (f", LPIPS {paired['lpips']:.4g}" if "lpips" in paired else ""), highlight=False)
+    elif "paired" in result:
         stdout.print("same latents: teacher and student share none, so there is no paired error", highlight=False)
-    said = [f"{protocol['num_images']:,} images, seed {protocol['seed']}, {protocol['device']}"]
+    said = f"{protocol['num_images']:,} images, seed {protocol['seed']}, {protocol['device']}"
     if "reference" in protocol:
-        said.append(f"distances to {protocol['reference_images']:,} of {protocol['reference']}")
-    stdout.print("; ".join(said), highlight=False, markup=False)
+        count = protocol["reference_images"]
+        said += f"; distances to {'an unknown number' if count is None else f'{count:,}'} of {protocol['reference']}"
+    stdout.print(f"{said}; protocol {protocol['hash']}", highlight=False, markup=False)
+
+
+def _shown(key: str, column: dict[str, Any]) -> str:
+    value = column.get(key, "")
+    if key == "bytes":
+        return size(value)
+    if key.startswith("latency"):
+        return f"{number(value)} ms, IQR {number(column[key.replace('ms', 'iqr_ms')])}" if value != "" else ""
+    return number(value) + (f" ({number(column[f'{key}_sd'])})" if f"{key}_sd" in column else "")
+
+
+def _times(key: str, result: dict[str, Any]) -> str:
+    """How many times smaller, or faster, the student is: a reduction of MACs is promised, a speed-up is felt."""
+    teacher, student = result["teacher"].get(key), result["student"].get(key)
+    return f"{teacher / student:.1f}x" + (" as fast" if key.startswith("latency") else " fewer") if key in _RATIOS and teacher and student else ""
 
 
 def show_classes(result: dict[str, Any]) -> None:
@@ -151,7 +181,7 @@ def show_classes(result: dict[str, Any]) -> None:
     rows.append(["score over all of them", *(number(result[c]["inception_score"]) for c in columns)])
     rows += [[f"class {label}", *(number(result[c]["of_class"][str(label)]) for c in columns)] for label in result["student"]["worst"]]
     stdout.print(table("class by class, the worst first", ["", *columns], rows))
-    said = f"{protocol['classes']} classes, {protocol['num_images_per_class']:,} images of each, seed {protocol['seed']}, {protocol['extractor']}"
+    said = f"classes {protocol['classes']}, {protocol['num_images_per_class']:,} images of each, seed {protocol['seed']}, {protocol['extractor']}"
     stdout.print(f"{said}; distances to {protocol['reference']}", highlight=False, markup=False)
 
 

@@ -139,6 +139,12 @@ def make_gan(family="dcgan", seed=0, **fields):
     return GAN(record, arch, *networks, source="a tiny GAN").freeze()
 
 
+@pytest.fixture(autouse=True)
+def no_cache_at_home(monkeypatch, tmp_path):
+    """References measured in tests are kept with the test."""
+    monkeypatch.setattr("gancompress.api.cache_folder", lambda: tmp_path / "reference-cache")
+
+
 @pytest.fixture
 def tiny_gan():
     return make_gan()

@@ -11,13 +11,13 @@ from conftest import SMALL, make_gan, small_gan
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from gancompress import extractors
 from gancompress.checkpoint import save_networks
-from gancompress.classwise import class_list, evaluate_classes, interpolations, of_class
+from gancompress.classwise import class_list, evaluate_classes, interpolations
 from gancompress.cli import app
 from gancompress.data import EVALUATION, Images, rng
 from gancompress.errors import MissingError, UsageError
 from gancompress.extractors import Extractor
+from gancompress.fidelity import generated
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def measured(gan, images, classes, **more):
 def test_the_class_that_is_off_has_the_distance_and_is_the_worst(levels, tmp_path):
     found = measured(levels, data_at(tmp_path / "d.npz", [0.0, 0.1, 0.6]), [0, 1, 2])
     # class 2 is at 0.2 and should be at 0.6: 0.4 * 127.5 = 51 levels in each of two features
-    assert found["of_class"]["2"] == pytest.approx(2 * 51**2, rel=0.1)
+    assert found["of_class"]["2"] == pytest.approx(2 * 51**2, rel=0.2)  # of 40 and 64 images
     assert max(found["of_class"]["0"], found["of_class"]["1"]) < 100
     assert found["worst"][0] == 2
     assert found["mean"] == pytest.approx(sum(found["of_class"].values()) / 3)
@@ -115,13 +115,13 @@ def test_rows_go_from_the_first_end_to_the_last_and_leave_the_network_as_it_was(
 
 
 def test_images_of_a_class_are_of_that_class(levels):
-    images = torch.cat(list(of_class(levels, 2, 70, 0, CPU)))
+    images = torch.cat(list(generated(levels, 70, 0, CPU, label=2)))
     assert len(images) == 70
     assert float(images.mean()) == pytest.approx(0.2, abs=0.05)
 
 
 def test_the_command_prints_and_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(extractors, "make_extractor", lambda *_: Two())
+    monkeypatch.setattr("gancompress.api.make_extractor", lambda *_: Two())
     gan = small_gan("tinygan", SMALL["tinygan"][0])
     save_networks(tmp_path / "s.safetensors", gan.family, gan.arch, gan.networks, {})
     words = ["eval", str(tmp_path / "s.safetensors"), "--against", str(tmp_path / "s.safetensors"), "--num-images", "8", "--device", "cpu"]
