@@ -283,7 +283,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
     Raises:
         StoppedError: SIGINT or SIGTERM; the state is saved. DivergedError: a second non-finite loss; state.pt is the last good one.
     """
-    from gancompress.report import save_comparison
+    from gancompress.report import save_comparison, save_rows
 
     state_path = run_dir / "state.pt"
     trainer = Trainer(student, loss, recipe)
@@ -325,7 +325,9 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
                 reporter.progress(step, means, rate)
             if step % picture_every == 0 or step == steps:
                 images = draw(averaged, latents, labels, device)
-                save_comparison(run_dir / "samples" / f"step-{step:07d}.png", paired, images)
+                picture = run_dir / "samples" / f"step-{step:07d}.png"
+                rows = loss.pictures(averaged.generator, latents.to(device))
+                save_rows(picture, rows, range(3, len(rows) - 1, 4)) if rows else save_comparison(picture, paired, images)
                 if paired is not None:
                     log.write(step=step, kimg=step * n / 1000, paired_mse=float((images - paired).square().mean()))
             if saves or ends:

@@ -55,8 +55,15 @@ class ImagePairs:
 
     def inputs(self, n: int, rng: torch.Generator) -> Tensor:
         """n inputs in [-1, 1], drawn with replacement, their central part where images are loaded larger (jitter)."""
+        return self._central(self.first.inputs(n, rng))
+
+    def targets(self, n: int, rng: torch.Generator) -> Tensor:
+        """The same of the other side: what the way back is fed with."""
+        return self._central(self.second.inputs(n, rng))
+
+    def _central(self, images: Tensor) -> Tensor:
         edge = (self.first.resolution - self.resolution) // 2
-        return self.first.inputs(n, rng)[:, :, edge : edge + self.resolution, edge : edge + self.resolution]
+        return images[:, :, edge : edge + self.resolution, edge : edge + self.resolution]
 
     def take(self, start: int, count: int, *seed: int) -> tuple[Tensor, Tensor]:
         """Inputs (count, nc_in, R, R) and targets (count, nc, R, R) in [-1, 1], at places start ... of an endless sequence of shuffled epochs.
@@ -223,8 +230,10 @@ def channels_seen(numbers: Recipe, source: GAN | None) -> int:
     return seen
 
 
-def open_pairs(data: str, target: str | None, arch: Any, numbers: Recipe, direction: str | None, teacher: GAN | None) -> tuple[ImagePairs, list[str]]:
-    """(inputs and targets, which the teacher is given too; what is worth telling).
+def open_pairs(
+    data: str, target: str | None, arch: Any, numbers: Recipe, direction: str | None, teacher: GAN | None, back: GAN | None = None
+) -> tuple[ImagePairs, list[str]]:
+    """(inputs and targets, which the teachers are given too; what is worth telling). ``back``: the other direction's teacher.
 
     Raises:
         UsageError: the discriminator could not be shown them.
@@ -239,7 +248,10 @@ def open_pairs(data: str, target: str | None, arch: Any, numbers: Recipe, direct
     pairs = ImagePairs(data, target, arch, numbers.data, direction=direction, beside=beside)
     if teacher:
         teacher.inputs = pairs.inputs
+    if back:
+        back.inputs = pairs.targets
     if not paired:
-        return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: this one direction is trained, without the cycle"]
+        trained = "both directions are trained, with the cycle" if back else "this one direction is trained, without the cycle"
+        return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: {trained}"]
     notes = [f"{len(pairs):,} pairs of {pairs.source}"]
     return pairs, notes + (backwards(teacher, pairs) if teacher else [])

@@ -21,6 +21,8 @@ from gancompress.errors import GanCompressError, UsageError
 
 RUNS = Path("runs")
 LOCK = ".lock"
+#: what a run of two directions leaves beside student.safetensors and discriminator.safetensors
+STUDENT_BACK, CRITIC_BACK = "student_back.safetensors", "discriminator_back.safetensors"
 
 
 def versions() -> dict[str, str]:
