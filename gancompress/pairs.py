@@ -39,6 +39,8 @@ class ImagePairs:
 
     def __init__(self, data: str, target: str | None, arch: Any, settings: Data, *, direction: str | None = None, beside: bool = False) -> None:
         self.settings, self.resolution, self.paired, self.beside = settings, arch.resolution, settings.paired, beside
+        #: rows of a picture, where ``backwards`` found cause for one
+        self.doubt: list[tuple[str, Tensor]] = []
         loaded = round(settings.jitter * arch.resolution)
         self.first, self.second = sides(data, target, loaded, (arch.nc_in, arch.nc), direction, settings.paired)
         if settings.paired:
@@ -153,26 +155,40 @@ def holds_both(data: str) -> bool:
 
 @torch.no_grad()
 def backwards(teacher: GAN, pairs: ImagePairs) -> list[str]:
-    """A sentence where the teacher seems to translate the other way: it brings targets nearer to their inputs than inputs to their targets."""
+    """A sentence where the teacher seems to translate the other way: it brings targets nearer to their inputs than inputs to their targets.
+
+    ``pairs.doubt`` are then the images of a picture of it.
+    """
     if teacher.arch.nc != teacher.arch.nc_in:
         return []
     x, y = pairs.take(0, min(4, len(pairs)), 0)
-    there, back = (float((teacher.generator(a) - b).abs().mean()) for a, b in ((x, y), (y, x)))
+    of_x, of_y = teacher.generator(x), teacher.generator(y)
+    there, back = float((of_x - y).abs().mean()), float((of_y - x).abs().mean())
     if back >= 0.7 * there:
         return []
     said = f"does the teacher translate the other way? On {len(x)} pairs its images are {there:.2f} from the targets and {back:.2f} where the two are exchanged"
-    return [said + " (--direction BtoA, or AtoB)"]
+    pairs.doubt = [("input", x), ("teacher", of_x), ("target", y), ("target", y), ("teacher", of_y), ("input", x)]
+    return [said + " (--direction BtoA, or AtoB); samples/direction.png of the run shows both"]
 
 
 def _check_halves(images: Images) -> None:
     """Whether each picture can be two side by side; Images themselves see halves only."""
     for i, name in enumerate(images.names):
         size = images.size(i)
-        if size and (size[0] % 2 or size[0] < 2 * size[1]):
+        if size and size[0] % 2:
             raise UsageError(
-                f"{images.source}: {name} is {size[0]} x {size[1]} and does not hold two images side by side (an even width, twice the height at least)",
+                f"{images.source}: {name} is {size[0]} x {size[1]}, and two images side by side have an even width",
                 "--target FOLDER where the other side lies apart",
             )
+
+
+def _cut(images: Images) -> list[str]:
+    """A sentence where halves of pictures are no squares; they may be one image that nobody meant to be two."""
+    size = images.size(0) if images.half else None
+    if size is None or size[0] == 2 * size[1]:
+        return []
+    half = f"{size[0] // 2} x {size[1]}"
+    return [f"each picture is two side by side ({images.names[0]}: {half} each), cut to their central squares; --target FOLDER where the other side lies apart"]
 
 
 def _check_pairs(first: Images, second: Images) -> None:
@@ -253,5 +269,5 @@ def open_pairs(
     if not paired:
         trained = "both directions are trained, with the cycle" if back else "this one direction is trained, without the cycle"
         return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: {trained}"]
-    notes = [f"{len(pairs):,} pairs of {pairs.source}"]
+    notes = [f"{len(pairs):,} pairs of {pairs.source}", *_cut(pairs.first)]
     return pairs, notes + (backwards(teacher, pairs) if teacher else [])

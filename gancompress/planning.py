@@ -29,6 +29,7 @@ from gancompress.losses.cycle import Cycle, CycleWeights
 from gancompress.losses.gan import AdversarialWeights, Fit
 from gancompress.pairs import ImagePairs, channels_seen, holds_both, open_pairs, sides, takes_pairs
 from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
+from gancompress.report import save_rows
 from gancompress.runs import CRITIC_BACK, STUDENT_BACK, claim, default_dir, locked, refuse_foreign
 from gancompress.students import EMBEDDING, exact_widths, given_embedding, initialise, starting_point, student_arch, target_width
 from gancompress.way_back import WayBack, check_request, numbers_back, open_back, teachers_of
@@ -473,6 +474,10 @@ def _train(plan: Plan, reporter: Reporter) -> None:
         for part in (plan.teacher, plan.student, plan.loss, *((plan.back.teacher, plan.back.student) if plan.back else ())):
             if part is not None:
                 part.to(device)
+        if isinstance(plan.images, ImagePairs) and plan.images.doubt and not plan.resumes:
+            picture = plan.run_dir / "samples" / "direction.png"
+            save_rows(picture, plan.images.doubt, gaps_after=(2,))
+            reporter.note(f"what the teacher makes of inputs, and of targets: {picture}")
         _fit_discriminator(plan, reporter)
         batches = Batches(
             draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
