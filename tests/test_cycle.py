@@ -248,6 +248,8 @@ def test_the_command_line_leaves_a_student_of_each_direction(place, tmp_path):
 def test_both_students_move_and_both_teachers_stay(place, tmp_path):
     plan = planned(place, tmp_path / "run", ("schedule.ema_kimg", 0.01), ("student.init", "slice"), ("student.ch_mul", 1), steps=2)
     teachers, students = (plan.teacher, plan.back.teacher), (plan.student, plan.back.student)
+    random = planned(place, tmp_path / "run")
+    assert not torch.equal(random.student.generator.last.weight, random.back.student.generator.last.weight)
     assert [gan.generator.state_dict().keys() for gan in students] == [gan.generator.state_dict().keys() for gan in teachers]
     for teacher, student in zip(teachers, students, strict=True):  # at full width the slice is the whole
         assert all(torch.equal(a, b) for a, b in zip(teacher.generator.state_dict().values(), student.generator.state_dict().values(), strict=True))
@@ -258,6 +260,9 @@ def test_both_students_move_and_both_teachers_stay(place, tmp_path):
     saved = load_file(tmp_path / "run" / "student_back.safetensors")
     raw = {f"generator.{k}": v for k, v in plan.back.student.generator.state_dict().items()}
     assert any(not torch.equal(saved[k], v) for k, v in raw.items())  # averaged as the first is
+    for name, critic in (("discriminator", "student"), ("discriminator_back", "back")):
+        saved = load_file(tmp_path / "run" / f"{name}.safetensors")
+        assert all(torch.equal(saved[f"discriminator.{k}"], v) for k, v in plan.loss.critics[critic].state_dict().items())
 
 
 def test_an_interrupted_run_repeats_the_unbroken_one_bitwise(place, tmp_path, monkeypatch):
@@ -431,6 +436,11 @@ def test_what_cannot_be_two_directions_is_refused_before_anything_is_written(cha
     with pytest.raises(gancompress.errors.GanCompressError, match=said):
         planned(place, tmp_path / "run", *changes.pop("overrides", []), **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_in_the_first_teacher_s_file_is_not_looked_for_in_the_second_s(place, tmp_path):
+    plan = planned(place, tmp_path / "run", reader_options={"key": "ab.safetensors:generator"})
+    assert plan.back.teacher.sha256() == gancompress.loading.load_gan(str(place / "ba.safetensors")).sha256()
 
 
 def test_a_way_back_that_takes_latents_is_refused(place, tiny_teacher, tmp_path):

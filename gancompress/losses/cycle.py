@@ -90,7 +90,6 @@ class Cycle(DistillationLoss):
         if self._turned is None or self._turned[0] is not batch:
             x, y = batch.inputs, batch.real
 
-            @torch.no_grad()
             def taught() -> Tensor:
                 images: Tensor = self.teachers[1].generator(y)
                 return images
