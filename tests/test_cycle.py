@@ -449,7 +449,8 @@ def test_a_way_back_that_takes_latents_is_refused(place, tiny_teacher, tmp_path)
 
 
 def test_directions_of_other_channels_fit_where_each_takes_what_the_other_makes(place, tmp_path):
-    plan = planned(place, tmp_path / "run", ("student.arch.d_nc", 1), teacher="grey", back="yerg", steps=1)
+    by_hand = [(f"student.arch.{key}", value) for key, value in (("d_nc", 1), ("nc", 1), ("nc_in", 3))]  # of the way there
+    plan = planned(place, tmp_path / "run", *by_hand, teacher="grey", back="yerg", steps=1)
     assert [critic.arch.d_nc for critic in plan.loss.critics.values()] == [1, 3]
     run_plan(plan, Silent())
     assert gancompress.load(tmp_path / "run" / "student_back.safetensors")(torch.zeros(1, 1, 16, 16)).shape == (1, 3, 16, 16)
