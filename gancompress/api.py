@@ -28,7 +28,7 @@ from gancompress.pairs import holds_both, sides
 from gancompress.planning import feed_translator, make_plan, run_plan
 from gancompress.references import cache_folder
 from gancompress.report import save_grid, save_rows
-from gancompress.runs import EVALUATION_FILE, RUNS, record_of
+from gancompress.runs import EVALUATION_FILE, RUNS, STUDENT_BACK, record_of
 from gancompress.segmentation import VOID, LabelMaps, fcn_score, open_segmenter
 
 
@@ -114,7 +114,7 @@ def distill(
         recipe: a name of ``gancompress recipes`` or the path of a YAML file.
         overrides: pairs such as ("student.ch_mul", 0.25) or ("schedule.kimg", 50).
         plan_options: data, out, device, discriminator, reader_options, target_params, target_macs, target_size, steps,
-            fit_discriminator, target, direction (see ``gancompress.planning.make_plan``).
+            fit_discriminator, target, direction, back (see ``gancompress.planning.make_plan``).
 
     Raises:
         GanCompressError: of the kind that fits.
@@ -355,7 +355,7 @@ def teacher_of(source: str) -> tuple[str | None, dict[str, Any], str]:
     sources = record.get("sources") or {}
     if sources.get("recorded"):
         return None, {}, f"the run's teacher was seen through {sources['recorded']} alone\nhint: --against TEACHER, where you have it"
-    teacher = str(sources.get("teacher"))
+    teacher = str(sources.get("back" if path.name == STUDENT_BACK else "teacher"))
     # a run folder may be somebody else's: code that it names is not run, and nothing is downloaded for it
     if teacher.startswith("sample:") or Path(teacher).exists() or in_cache(teacher):
         return teacher, record["identity"]["teacher"].get("options") or {}, ""

@@ -111,6 +111,7 @@ def distill(
     data: Data = None,
     target: Annotated[Optional[str], typer.Option("--target", help="What a translator is to make of --data, where it lies apart.")] = None,  # noqa: UP045
     direction: Direction = None,
+    back: Annotated[Optional[str], typer.Option("--back", help="Teacher of the other direction: both are distilled, with CycleGAN's cycle.")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option("--out", help="Run folder; a run in it goes on. Default: a new one under ./runs.")] = None,  # noqa: UP045
     kimg: Annotated[Optional[float], typer.Option("--kimg", help="Thousands of images to train on.")] = None,  # noqa: UP045
     steps: Annotated[Optional[int], typer.Option("--steps", help="The same as a number of optimiser steps.")] = None,  # noqa: UP045
@@ -159,7 +160,7 @@ def distill(
         teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
         reader_options=_reader_options(classes, reader, family, key),
         target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
-        fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction,
+        fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction, back=back,
     )  # fmt: skip
     screens.show_plan(plan)
     if dry_run:

@@ -136,6 +136,18 @@ def shares_latents(a: GAN, b: GAN) -> bool:
     return all(getattr(a.arch, k) == getattr(b.arch, k) for k in ("nz", "classes", "resolution", "nc"))
 
 
+class BothWays(nn.Module):
+    """Two translators trained as one: called it is the one there, ``back`` is the other direction's."""
+
+    def __init__(self, there: nn.Module, back: nn.Module) -> None:
+        super().__init__()
+        self.there, self.back = there, back
+
+    def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
+        images: Tensor = self.there(inputs, condition)
+        return images
+
+
 def state_hash(state: StateDict) -> str:
     """sha256 over names, shapes and bytes of a state dict, independent of order."""
     digest = hashlib.sha256()

@@ -390,7 +390,8 @@ def _refuse_two_generators(folder: Path, networks: list[Network]) -> None:
         here = [n.where for n in networks if n.reading.part == "generator" and n.ema == ema]
         if len(here) > 1:
             raise UsageError(
-                f"{folder}: {len(here)} generators here: {' and '.join(here)}; what each is for is in no file", "name the file of the one you mean"
+                f"{folder}: {len(here)} generators here: {' and '.join(here)}; what each is for is in no file",
+                "name the file of the one you mean; --recipe portable-i2i data.paired=false takes G_A and G_B",
             )
 
 

@@ -22,7 +22,7 @@ from gancompress.checkpoint import atomic_write, has_state, newest_state, save_n
 from gancompress.config import Recipe, Schedule
 from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
 from gancompress.errors import DivergedError, StoppedError
-from gancompress.gan import GAN, Batch
+from gancompress.gan import GAN, Batch, BothWays
 from gancompress.losses.base import DistillationLoss
 
 #: steps after which a person is first told how long it will take
@@ -298,7 +298,8 @@ class Collapse:
         """The student's diversity as a share of the reference's."""
         share = diversity(images) / max(self.reference, 1e-12)
         if share >= 2 * COLLAPSED:  # not at the very edge, where a student that only begins to learn may be
-            self.sound, self.told = (step, copy.deepcopy(self.student.generator).cpu()), False
+            there = self.student.generator.there if isinstance(self.student.generator, BothWays) else self.student.generator
+            self.sound, self.told = (step, copy.deepcopy(there).cpu()), False
         elif share < COLLAPSED and not self.told and (self.sound or last):
             self.told = True
             said = f"step {step:,}: the student's images are nearly alike (diversity {share:.2g} of the reference's): mode collapse"
@@ -323,7 +324,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
     Raises:
         StoppedError: SIGINT or SIGTERM; the state is saved. DivergedError: a third non-finite loss; state.pt is the last good one.
     """
-    from gancompress.report import save_comparison
+    from gancompress.report import save_comparison, save_rows
 
     state_path = run_dir / "state.pt"
     trainer = Trainer(student, loss, recipe)
@@ -369,7 +370,9 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
                 reporter.progress(step, means, rate)
             if step % picture_every == 0 or step == steps:
                 images = draw(averaged, latents, labels, device)
-                save_comparison(run_dir / "samples" / f"step-{step:07d}.png", paired, images)
+                picture = run_dir / "samples" / f"step-{step:07d}.png"
+                rows = loss.pictures(averaged.generator, latents.to(device))
+                save_rows(picture, rows, range(3, len(rows) - 1, 4)) if rows else save_comparison(picture, paired, images)
                 seen = {"diversity": collapse.look(step, images, step == steps)}
                 if paired is not None:
                     seen["paired_mse"] = float((images - paired).square().mean())

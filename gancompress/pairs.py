@@ -39,6 +39,8 @@ class ImagePairs:
 
     def __init__(self, data: str, target: str | None, arch: Any, settings: Data, *, direction: str | None = None, beside: bool = False) -> None:
         self.settings, self.resolution, self.paired, self.beside = settings, arch.resolution, settings.paired, beside
+        #: rows of a picture, where ``backwards`` found cause for one
+        self.doubt: list[tuple[str, Tensor]] = []
         loaded = round(settings.jitter * arch.resolution)
         self.first, self.second = sides(data, target, loaded, (arch.nc_in, arch.nc), direction, settings.paired)
         if settings.paired:
@@ -55,8 +57,15 @@ class ImagePairs:
 
     def inputs(self, n: int, rng: torch.Generator) -> Tensor:
         """n inputs in [-1, 1], drawn with replacement, their central part where images are loaded larger (jitter)."""
+        return self._central(self.first.inputs(n, rng))
+
+    def targets(self, n: int, rng: torch.Generator) -> Tensor:
+        """The same of the other side: what the way back is fed with."""
+        return self._central(self.second.inputs(n, rng))
+
+    def _central(self, images: Tensor) -> Tensor:
         edge = (self.first.resolution - self.resolution) // 2
-        return self.first.inputs(n, rng)[:, :, edge : edge + self.resolution, edge : edge + self.resolution]
+        return images[:, :, edge : edge + self.resolution, edge : edge + self.resolution]
 
     def take(self, start: int, count: int, *seed: int) -> tuple[Tensor, Tensor]:
         """Inputs (count, nc_in, R, R) and targets (count, nc, R, R) in [-1, 1], at places start ... of an endless sequence of shuffled epochs.
@@ -146,24 +155,29 @@ def holds_both(data: str) -> bool:
 
 @torch.no_grad()
 def backwards(teacher: GAN, pairs: ImagePairs) -> list[str]:
-    """A sentence where the teacher seems to translate the other way: it brings targets nearer to their inputs than inputs to their targets."""
+    """A sentence where the teacher seems to translate the other way: it brings targets nearer to their inputs than inputs to their targets.
+
+    ``pairs.doubt`` are then the images of a picture of it.
+    """
     if teacher.arch.nc != teacher.arch.nc_in:
         return []
     x, y = pairs.take(0, min(4, len(pairs)), 0)
-    there, back = (float((teacher.generator(a) - b).abs().mean()) for a, b in ((x, y), (y, x)))
+    of_x, of_y = teacher.generator(x), teacher.generator(y)
+    there, back = float((of_x - y).abs().mean()), float((of_y - x).abs().mean())
     if back >= 0.7 * there:
         return []
     said = f"does the teacher translate the other way? On {len(x)} pairs its images are {there:.2f} from the targets and {back:.2f} where the two are exchanged"
-    return [said + " (--direction BtoA, or AtoB)"]
+    pairs.doubt = [("input", x), ("teacher", of_x), ("target", y), ("target", y), ("teacher", of_y), ("input", x)]
+    return [said + " (--direction BtoA, or AtoB); samples/direction.png of the run shows both"]
 
 
 def _check_halves(images: Images) -> None:
     """Whether each picture can be two side by side; Images themselves see halves only."""
     for i, name in enumerate(images.names):
         size = images.size(i)
-        if size and (size[0] % 2 or size[0] < 2 * size[1]):
+        if size and size[0] % 2:
             raise UsageError(
-                f"{images.source}: {name} is {size[0]} x {size[1]} and does not hold two images side by side (an even width, twice the height at least)",
+                f"{images.source}: {name} is {size[0]} x {size[1]}, and two images side by side have an even width",
                 "--target FOLDER where the other side lies apart",
             )
 
@@ -195,6 +209,15 @@ def check_names(first: Named, second: Named, hint: str) -> None:
                 f"{mine.source} has {len(mine.names):,} images and {theirs.source} {len(theirs.names):,}; the first without a partner of its name: {alone[0]}",
                 hint,
             )
+
+
+def _cut(images: Images) -> list[str]:
+    """A sentence where halves of pictures are no squares; they may be one image that nobody meant to be two."""
+    size = images.size(0) if images.half else None
+    if size is None or size[0] == 2 * size[1]:
+        return []
+    half = f"{size[0] // 2} x {size[1]}"
+    return [f"each picture is two side by side ({images.names[0]}: {half} each), cut to their central squares; --target FOLDER where the other side lies apart"]
 
 
 def _check_pairs(first: Images, second: Images) -> None:
@@ -244,8 +267,10 @@ def channels_seen(numbers: Recipe, source: GAN | None) -> int:
     return seen
 
 
-def open_pairs(data: str, target: str | None, arch: Any, numbers: Recipe, direction: str | None, teacher: GAN | None) -> tuple[ImagePairs, list[str]]:
-    """(inputs and targets, which the teacher is given too; what is worth telling).
+def open_pairs(
+    data: str, target: str | None, arch: Any, numbers: Recipe, direction: str | None, teacher: GAN | None, back: GAN | None = None
+) -> tuple[ImagePairs, list[str]]:
+    """(inputs and targets, which the teachers are given too; what is worth telling). ``back``: the other direction's teacher.
 
     Raises:
         UsageError: the discriminator could not be shown them.
@@ -260,7 +285,10 @@ def open_pairs(data: str, target: str | None, arch: Any, numbers: Recipe, direct
     pairs = ImagePairs(data, target, arch, numbers.data, direction=direction, beside=beside)
     if teacher:
         teacher.inputs = pairs.inputs
+    if back:
+        back.inputs = pairs.targets
     if not paired:
-        return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: this one direction is trained, without the cycle"]
-    notes = [f"{len(pairs):,} pairs of {pairs.source}"]
+        trained = "both directions are trained, with the cycle" if back else "this one direction is trained, without the cycle"
+        return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: {trained}"]
+    notes = [f"{len(pairs):,} pairs of {pairs.source}", *_cut(pairs.first)]
     return pairs, notes + (backwards(teacher, pairs) if teacher else [])

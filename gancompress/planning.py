@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,18 +19,21 @@ from gancompress.cost import Cost, device_name, gan_cost
 from gancompress.data import FALLBACK, INIT, LATENTS, Batches, Images, rng, seed_for
 from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
 from gancompress.families import FAMILIES, family_of
-from gancompress.gan import GAN, Family, state_hash
+from gancompress.gan import GAN, BothWays, Family, state_hash
 from gancompress.hub import SCHEME
 from gancompress.loading import build, find, load_gan
 from gancompress.loop import Reporter, Trainer, train
 from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
+from gancompress.losses.cycle import Cycle, CycleWeights
 from gancompress.losses.gan import AdversarialWeights, Fit
 from gancompress.pairs import ImagePairs, channels_seen, holds_both, open_pairs, sides, takes_pairs
 from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
+from gancompress.report import save_rows
 from gancompress.runreport import REPORT, write_report
-from gancompress.runs import claim, default_dir, locked, refuse_foreign
+from gancompress.runs import CRITIC_BACK, STUDENT_BACK, claim, default_dir, locked, refuse_foreign
 from gancompress.students import EMBEDDING, exact_widths, given_embedding, initialise, starting_point, student_arch, target_width
+from gancompress.way_back import WayBack, check_request, numbers_back, open_back, teachers_of
 
 #: what only a teacher can give
 OF_TEACHER = {"teacher_images", "teacher_samples", "teacher_discriminator"}
@@ -54,6 +57,8 @@ class Plan:
     fit_kimg: float = 0.0
     #: the finished student that this one starts from
     start: GAN | None = None
+    #: the other direction of a CycleGAN
+    back: WayBack | None = None
     notes: list[str] = field(default_factory=list)
     student_cost: Cost = dataclasses.field(init=False)
     teacher_cost: Cost | None = dataclasses.field(init=False)
@@ -61,6 +66,12 @@ class Plan:
     def __post_init__(self) -> None:
         self.student_cost = gan_cost(self.student)
         self.teacher_cost = gan_cost(self.teacher) if self.teacher and not isinstance(self.teacher.generator, Unknown) else None
+
+    @property
+    def trained(self) -> GAN:
+        """What the generators' optimiser sees: the student, or those of both directions as one."""
+        student = self.student
+        return student if self.back is None else dataclasses.replace(student, generator=BothWays(student.generator, self.back.student.generator))
 
     @property
     def finished(self) -> bool:
@@ -137,6 +148,7 @@ def make_plan(
     target: str | None = None,
     direction: str | None = None,
     recorded: str | Path | None = None,
+    back: str | None = None,
 ) -> Plan:
     """Check everything and build teacher, student and loss; nothing is written.
 
@@ -154,6 +166,9 @@ def make_plan(
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
     if teacher is None and recorded is None and fit_discriminator is not None:
         raise UsageError(f"--fit-discriminator {fit_discriminator:g}: there is no teacher to train one for", "leave it out")
+    teachers = teachers_of(teacher, discriminator, back, loss_type, numbers, direction)
+    teacher, discriminator = teachers.there, teachers.discriminator
+    check_request(teachers.back, recipe, loss_type, numbers, fit_discriminator)
     source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
     if recorded is not None:
         source = _recorded_teacher(str(recorded), teacher, discriminator, reader_options)
@@ -165,6 +180,8 @@ def make_plan(
     if "real" in loss_type.needs and data is None:
         raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
     notes = [source.told] if isinstance(source, RecordedTeacher) else []
+    other = open_back(teachers, source, reader_options) if source and teachers.back else None
+    other_hash = other.sha256() if other else None
     with_pairs = takes_pairs(loss_type, numbers, source, data, target, direction)
     if with_pairs and (seen := channels_seen(numbers, source)):
         overrides.append(("student.arch.d_nc", seen))
@@ -179,7 +196,7 @@ def make_plan(
         notes.append(chosen[1])
         numbers = load_recipe(recipe, overrides)
         arch = student_arch(numbers, source, nc)[2]
-    pairs, more = open_pairs(str(data), target, arch, numbers, direction, source) if with_pairs else (None, [])
+    pairs, more = open_pairs(str(data), target, arch, numbers, direction, source, other) if with_pairs else (None, [])
     notes += more
     inputs = pairs or (feed_translator(source, data, direction) if source and not source.arch.nz and recorded is None else None)
     if teacher and numbers.schedule.teacher_pool % numbers.schedule.batch_size:
@@ -196,10 +213,15 @@ def make_plan(
             notes.append(f"recipe {recipe} takes no targets: --target {target} is not used")
     if "real" in loss_type.uses and images is None:
         notes.append(loss_type.without_real)
-    student, loss, start, more = _build(numbers, loss_type, source, family, arch, inputs)
+    fed = inputs.inputs if inputs else source.inputs if source else None
+    student, loss, start, more = _build(numbers, loss_type, source, family, arch, fed)
     if images and not loss.asks_real:
         images = None
         more.append(f"no term of these weights asks for real images: --data {data} is not used")
+    way_back, start_back = None, None
+    if source and other:
+        way_back, loss, start_back, told = _build_back(numbers, loss_type, other, (source, student, loss))
+        more += told
     embedding = given_embedding(numbers, student)
     if embedding is not None:
         student.generator.load_state_dict({EMBEDDING: embedding}, strict=False)
@@ -226,6 +248,11 @@ def make_plan(
         identity["recipe"]["student"]["class_embedding"] = state_hash({"": embedding})
     if fits:
         identity["fit_discriminator"] = fit_discriminator
+    if way_back:
+        identity["back"] = {
+            "teacher": {"sha256": other_hash},
+            "student": {"family": way_back.student.family.name, "arch": dataclasses.asdict(way_back.student.arch)},
+        } | ({"init": start_back.sha256()} if start_back else {})
     identity = json.loads(json.dumps(identity))
     name = recipe_path(recipe).stem
     run_dir = Path(out) if out else default_dir(f"{name}-{family.name}-x{numbers.student.ch_mul:g}", identity)
@@ -236,8 +263,10 @@ def make_plan(
         sources["target"] = _absolute(target)
     if recorded is not None:
         sources["recorded"] = _absolute(str(recorded))
+    if teachers.back:
+        sources["back"] = _absolute(teachers.back)
     fit_kimg = (fit_discriminator or 0.0) if fits else 0.0
-    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, fit_kimg, start, notes + more)
+    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, fit_kimg, start, way_back, notes + more)
 
 
 def _recorded_teacher(folder: str, teacher: str | None, discriminator: str | None, reader_options: dict[str, Any] | None) -> RecordedTeacher:
@@ -254,11 +283,12 @@ def _recorded_teacher(folder: str, teacher: str | None, discriminator: str | Non
 
 
 def _build(
-    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any, inputs: Images | ImagePairs | None
-) -> tuple[GAN, DistillationLoss, GAN | None, list[str]]:
-    """(student with its first weights, loss, what it starts from, what is worth telling), each drawn from a random stream of its own."""
-    torch.manual_seed(seed_for(numbers.seed, INIT, 0))
-    student = GAN(family, arch, family.generator(arch), inputs=inputs.inputs if inputs else teacher.inputs if teacher else None)
+    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any,
+    inputs: Callable[[int, torch.Generator], torch.Tensor] | None, stream: int = 0,
+) -> tuple[GAN, DistillationLoss, GAN | None, list[str]]:  # fmt: skip
+    """(student with its first weights, loss, what it starts from, what is worth telling), from two random streams, ``stream`` and the next."""
+    torch.manual_seed(seed_for(numbers.seed, INIT, stream))
+    student = GAN(family, arch, family.generator(arch), inputs=inputs)
     if teacher:
         _check_pair(teacher, student, loss_type)
     start = starting_point(numbers, student)
@@ -266,13 +296,31 @@ def _build(
     live = None if isinstance(teacher, RecordedTeacher) else teacher
     if live and "teacher_images" in loss_type.needs and not torch.equal(live.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
         notes.append("the teacher's latents are truncated or scaled, and the student is trained on them; a student of this family draws its own from N(0, I)")
-    loss, more = _make_loss(numbers, loss_type, teacher, student, start)
+    loss, more = _make_loss(numbers, loss_type, teacher, student, start, stream + 1)
     return student, loss, start, notes + more + loss.notes
 
 
-def _make_loss(numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, student: GAN, start: GAN | None) -> tuple[DistillationLoss, list[str]]:
+def _build_back(
+    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN, there: tuple[GAN, GAN, DistillationLoss]
+) -> tuple[WayBack, DistillationLoss, GAN | None, list[str]]:  # fmt: skip
+    """(the other direction, the loss of both, what its student starts from, what is worth telling). ``there``: teacher, student and loss."""
+    first, student, loss = there
+    mine = numbers_back(numbers, teacher)
+    family, _, arch = student_arch(mine, teacher, None)
+    other, other_loss, start, notes = _build(mine, loss_type, teacher, family, arch, teacher.inputs, stream=2)
+    _check_critic(other_loss, arch, teacher.source, False)
+    weights = loss_type.Weights.model_validate(numbers.weights)
+    assert isinstance(weights, CycleWeights)
+    both = Cycle((loss, other_loss), (first, teacher), (student, other), weights)
+    said = f"the way back: teacher {teacher.source}, {gan_cost(teacher).parameters:,} parameters; student {family.name}, {gan_cost(other).parameters:,}"
+    return WayBack(teacher, other), both, start, [said, *(f"the way back: {note}" for note in notes)]
+
+
+def _make_loss(
+    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, student: GAN, start: GAN | None, stream: int = 1
+) -> tuple[DistillationLoss, list[str]]:  # fmt: skip
     """The loss with its first weights, and what is worth telling of those it takes over."""
-    torch.manual_seed(seed_for(numbers.seed, INIT, 1))
+    torch.manual_seed(seed_for(numbers.seed, INIT, stream))
     given = {"critic": _critic(loss_type.critic_family, student)} if loss_type.critic_family else {}
     loss = loss_type(teacher, student, loss_type.Weights.model_validate(numbers.weights), **given)  # type: ignore[call-arg]
     if start and start.discriminator is not None and "student" in loss.critics:
@@ -445,21 +493,25 @@ def _train(plan: Plan, reporter: Reporter) -> None:
         return Feed(recorded, plan.recipe.seed, stream, device, schedule.accumulate)
 
     try:
-        for part in (plan.teacher, plan.student, plan.loss):
+        for part in (plan.teacher, plan.student, plan.loss, *((plan.back.teacher, plan.back.student) if plan.back else ())):
             if part is not None:
                 part.to(device)
+        if isinstance(plan.images, ImagePairs) and plan.images.doubt and not plan.resumes:
+            picture = plan.run_dir / "samples" / "direction.png"
+            save_rows(picture, plan.images.doubt, gaps_after=(2,))
+            reporter.note(f"what the teacher makes of inputs, and of targets: {picture}")
         _fit_discriminator(plan, reporter)
         batches = Batches(
             draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
             pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
             pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
         )  # fmt: skip
-        done = train(plan.student, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
+        done = train(plan.trained, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
     except DivergedError:
-        trainer = Trainer(plan.student, plan.loss, plan.recipe)
+        trainer = Trainer(plan.trained, plan.loss, plan.recipe)
         trainer.load_state(newest_state(plan.run_dir / "state.pt")[0])
         kept = plan.run_dir / "student-last-good.safetensors"
-        save_networks(kept, plan.student.family, plan.student.arch, {"generator": trainer.ema.net}, {**facts, "step": trainer.step})
+        _save_students(plan, trainer.ema.net, kept, {**facts, "step": trainer.step})
         reporter.note(f"the last good student is kept: {kept}")
         raise
     except (MemoryError, RuntimeError) as error:
@@ -505,5 +557,23 @@ def _finish(plan: Plan, done: GAN, facts: dict[str, Any]) -> None:
     critic = done.discriminator
     if isinstance(critic, nn.Module) and (owner := family_of(getattr(critic, "arch", None))):  # the critic may be of the teacher's family, not the student's
         save_networks(plan.run_dir / "discriminator.safetensors", owner, critic.arch, {"discriminator": critic}, facts)
+    if plan.back and "back" in plan.loss.critics:
+        critic_back: Any = plan.loss.critics["back"].eval()
+        owner = plan.back.student.family
+        save_networks(plan.run_dir / CRITIC_BACK, owner, critic_back.arch, {"discriminator": critic_back}, facts | _facts_back(plan))
     # last: its presence says that the run is whole
-    save_networks(plan.run_dir / "student.safetensors", done.family, done.arch, {"generator": done.generator}, facts)
+    _save_students(plan, done.generator, plan.run_dir / "student.safetensors", facts)
+
+
+def _save_students(plan: Plan, net: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+    """The student, after that of the other direction, whose file has _back in its name."""
+    if plan.back:
+        both = cast(BothWays, net)
+        net, other = both.there, plan.back.student
+        beside = path.with_name(path.name.replace("student", Path(STUDENT_BACK).stem))
+        save_networks(beside, other.family, other.arch, {"generator": both.back}, facts | _facts_back(plan))
+    save_networks(path, plan.student.family, plan.student.arch, {"generator": net}, facts)
+
+
+def _facts_back(plan: Plan) -> dict[str, Any]:
+    return {"teacher_sha256": plan.identity["back"]["teacher"]["sha256"]}

@@ -124,12 +124,13 @@ def save_curves(log_path: Path, path: Path) -> None:
 
 
 def panels_of(log_path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """{title: {curve: (kimg, value) of each log line that has it}}: the discriminators' scores together, each other term by itself."""
+    """{title: {curve: (kimg, value) of each log line that has it}}: the discriminators' scores together, each other term by itself, or with
+    that of the way back."""
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line in log_path.read_text().splitlines():
         entry = json.loads(line)
         for key, value in entry.items():
             if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step") and isinstance(value, int | float):
-                panel = SCORES if key.startswith("score_") else key
+                panel = SCORES if key.startswith("score_") else key.removesuffix("_back")
                 panels.setdefault(panel, {}).setdefault(key, []).append((entry["kimg"], value))
     return panels

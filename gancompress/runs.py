@@ -24,6 +24,8 @@ RUNS = Path("runs")
 LOCK = ".lock"
 #: what `eval` measured of a run's student, with the hash of its weights
 EVALUATION_FILE = "eval.json"
+#: what a run of two directions leaves beside student.safetensors and discriminator.safetensors
+STUDENT_BACK, CRITIC_BACK = "student_back.safetensors", "discriminator_back.safetensors"
 
 
 def versions() -> dict[str, str]:

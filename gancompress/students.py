@@ -18,7 +18,7 @@ from gancompress.errors import CheckpointError, MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN, Family
 from gancompress.loading import load_gan
-from gancompress.runs import differences
+from gancompress.runs import CRITIC_BACK, STUDENT_BACK, differences
 from gancompress.scaling import initialise_from
 from gancompress.unpickle import open_checkpoint
 
@@ -132,7 +132,8 @@ def starting_point(recipe: Recipe, student: GAN) -> GAN | None:
         return None
     if not Path(init).expanduser().exists():
         raise UsageError(f"student.init={init!r}: expected {', '.join(INITS)}, or a run folder or file of a student to start from")
-    start = load_gan(init)
+    critic = Path(init).expanduser().with_name(CRITIC_BACK) if Path(init).name == STUDENT_BACK else None
+    start = load_gan(init, discriminator=str(critic) if critic and critic.is_file() else None)
     ours, theirs = ({"family": gan.family.name, **_generator_shapes(gan)} for gan in (student, start))
     if found := differences(theirs, ours):
         raise UsageError(f"student.init={init}: that student has other shapes:\n  " + "\n  ".join(found), "the same --ch-mul and --student as it had")

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from gancompress.checkpoint import save_networks
 from gancompress.cli import app
 from gancompress.config import Data, Schedule
 from gancompress.data import Batches, to_uint8
 from gancompress.errors import UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN
-from gancompress.pairs import ImagePairs, backwards
+from gancompress.pairs import ImagePairs, backwards, open_pairs
 
 ARCH = SimpleNamespace(resolution=8, nc_in=3, nc=3)
 
@@ -144,9 +145,56 @@ def test_a_teacher_that_translates_the_other_way_is_told_of(arrays, tmp_path):
     spelling = spelt("source", (light, light - 64), tmp_path)  # 64 of 255 are 0.5 of [-1, 1]
     teacher = GAN(FAMILIES["unet"], ARCH, Darken())
     assert not backwards(teacher, ImagePairs(*spelling, ARCH, Data()))
-    (said,) = backwards(teacher, ImagePairs(*spelling, ARCH, Data(), direction="BtoA"))
+    pairs = ImagePairs(*spelling, ARCH, Data(), direction="BtoA")
+    (said,) = backwards(teacher, pairs)
     assert "1.00 from the targets and 0.00" in said
     assert "--direction" in said
+    assert "samples/direction.png" in said
+    assert [name for name, _ in pairs.doubt] == ["input", "teacher", "target", "target", "teacher", "input"]
+    x, of_x, y, also_y, of_y, also_x = (images for _, images in pairs.doubt)
+    assert torch.equal(x, also_x)
+    assert torch.equal(y, also_y)
+    assert torch.equal(of_x, x - 0.5)
+    assert torch.allclose(of_y, x, atol=0.01)  # the exchanged are alike: what a person is to see
+
+
+def test_the_picture_of_a_doubtful_direction_is_the_run_s_and_no_plan_s(tmp_path):
+    family = FAMILIES["unet"]
+    arch = family.build_arch(None, {"resolution": 8, "g_widths": (4, 4), "d_widths": (4, 8), "d_nc": 3})
+    grey, light = np.full((4, 8, 8, 3), 128, np.uint8), np.full((4, 8, 8, 3), 230, np.uint8)
+    generator = family.generator(arch)
+    for parameter in generator.parameters():
+        torch.nn.init.zeros_(parameter)  # grey, whatever it is given
+    save_networks(tmp_path / "g.safetensors", family, arch, {"generator": generator}, {})
+    data, target = spelt("two", (grey, light), tmp_path)
+    words = ["distill", str(tmp_path / "g.safetensors"), "--recipe", "portable-i2i", "--data", data, "--target", target, "--steps", "1", "--device", "cpu"]
+    for more, shown in ((["--dry-run"], False), ([], True), (["--direction", "BtoA"], False)):
+        out = tmp_path / f"run{len(more)}"
+        done = CliRunner().invoke(app, [*words, *more, "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        said = " ".join(done.output.split())
+        assert ("does the teacher translate the other way?" in said) == ("BtoA" not in more)
+        assert ("what the teacher makes of inputs, and of targets:" in said) == shown
+        assert (out / "samples" / "direction.png").is_file() == shown
+
+
+@pytest.mark.parametrize(("width", "half"), [(12, "6 x 16"), (32, None), (40, "20 x 16")])
+def test_halves_of_any_shape_are_cut_to_their_central_squares(width, half, tmp_path):
+    """Portrait, square and landscape: left green, right blue, and red where nothing is to be seen of it."""
+    picture = np.zeros((16, width, 3), np.uint8)
+    picture[..., 0] = 255
+    side, middle = min(width // 2, 16), width // 2
+    top, left = (16 - side) // 2, (middle - side) // 2
+    picture[top : top + side, left : left + side] = (0, 255, 0)
+    picture[top : top + side, middle + left : middle + left + side] = (0, 0, 255)
+    data, arch = folder(tmp_path / "ab", [picture]), SimpleNamespace(resolution=side, nc_in=3, nc=3, d_nc=3)
+    numbers = SimpleNamespace(data=Data(), weights={})
+    pairs, notes = open_pairs(data, None, arch, numbers, None, None)
+    x, y = pairs.take(0, 1, 0)
+    assert to_uint8(x).unique(dim=2).flatten().tolist() == [0] * side + [255] * side + [0] * side
+    assert to_uint8(y).unique(dim=2).flatten().tolist() == [0] * side + [0] * side + [255] * side
+    assert any("central squares" in note for note in notes) == bool(half)
+    assert half is None or half in notes[1]
 
 
 # -------------------------------------------------------------------------------------------------------------------- bad input
@@ -175,11 +223,11 @@ def test_pairs_of_different_sizes_name_the_first(arrays, tmp_path):
         ImagePairs(data, target, ARCH, Data())
 
 
-@pytest.mark.parametrize("size", [(8, 8), (15, 8), (17, 8)])
+@pytest.mark.parametrize("size", [(7, 8), (15, 8), (17, 8)])
 def test_a_picture_that_cannot_be_two_is_named(size, arrays, tmp_path):
     data, _ = spelt("aligned", arrays, tmp_path)
     Image.new("RGB", size).save(tmp_path / "ab" / "02.png")
-    with pytest.raises(UsageError, match=rf"02.png is {size[0]} x {size[1]}") as caught:
+    with pytest.raises(UsageError, match=rf"02.png is {size[0]} x {size[1]}, and two images side by side have an even width") as caught:
         ImagePairs(data, None, ARCH, Data())
     assert "--target" in caught.value.hint
 

@@ -81,6 +81,10 @@ class DistillationLoss(nn.Module, ABC):
         """Terms over the student that are asked for every ``g_every`` steps, and weighted by as much."""
         return {}
 
+    def pictures(self, generator: nn.Module, inputs: Tensor) -> list[tuple[str, Tensor]]:
+        """(label, images (N, C, H, W)) of a run's pictures, in blocks of four rows; ``[]``: teacher and student, one above the other."""
+        return []
+
     def after_discriminator_step(self) -> None:
         """Called after each optimiser step of the critics (weight clipping)."""
 

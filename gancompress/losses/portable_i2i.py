@@ -5,7 +5,7 @@
 
 D_T^ is the first layers of the teacher's discriminator, frozen; D_S^ the student's without its last; L_GT takes the teacher's images for real.
 L_GAN is pix2pix's (Isola et al. 2017, arXiv:1611.07004, Eq. 4), with ``truth`` |y - G_S(x)| where y is x's own; without pairs the one of CycleGAN in
-one direction, without cycles. Distances are means over pixels and features; ``squared``: of each image, as Eqs. 4 and 5 print it.
+one direction; cycle.py makes one of two. Distances are means over pixels and features; ``squared``: of each image, as Eqs. 4 and 5 print it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch.nn.functional import relu
 
 from gancompress.errors import UsageError
 from gancompress.gan import GAN, Batch
-from gancompress.losses.base import DistillationLoss, Weights
+from gancompress.losses.base import DistillationLoss
+from gancompress.losses.cycle import CycleWeights
 from gancompress.losses.gan import GAMES, GameName
 
 
-class PortableWeights(Weights):
+class PortableWeights(CycleWeights):
     """``adv``, ``truth``: of the usual loss; ``d_loss``: share of all that the discriminator minimises; ``layers``: of the teacher's discriminator.
     ``game`` null: the one the family's discriminators are trained with."""
 
