@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from gancompress.errors import GanCompressError, UsageError, is_out_of_memory
+from gancompress.errors import GanCompressError, UsageError, is_out_of_memory, printable
 
 
 class _Group(TyperGroup):
@@ -30,7 +30,7 @@ class _Group(TyperGroup):
         except BrokenPipeError:
             raise typer.Exit(1) from None
         except OSError as error:
-            typer.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+            typer.echo(f"error: {printable(str(error.filename or 'a file'))}: {error.strerror or error}", err=True)
             raise typer.Exit(1) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -264,7 +264,7 @@ def evaluate(
     result["source"], result["against"] = source, against
     typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else screens.show_evaluation(result)
     for line in said:
-        typer.echo(line, err=True)
+        typer.echo(printable(line, lines=True), err=True)
 
 
 @app.command()

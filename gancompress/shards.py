@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from gancompress.checkpoint import read_json
 from gancompress.errors import MissingError, UsageError
 
 MANIFEST, INDEX = "manifest.json", "index.json"
@@ -80,7 +81,7 @@ def read_settings(folder: Path) -> Settings:
         MissingError: it is damaged, or of another version.
     """
     try:
-        settings = Settings.model_validate(json.loads((folder / MANIFEST).read_text())["settings"])
+        settings = Settings.model_validate(read_json(folder / MANIFEST)["settings"])
         if not all(type(settings.arch.get(k)) is int and settings.arch[k] >= least for k, least in (("resolution", 1), ("nc", 1), ("nz", 1), ("classes", 0))):
             raise ValueError("no resolution, nc, nz and classes in its architecture")
     except ValidationError as error:
