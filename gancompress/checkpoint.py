@@ -90,6 +90,22 @@ def write_failure(path: Path, size: int, error: Exception) -> GanCompressError:
     return GanCompressError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})", "choose another directory with --out")
 
 
+def read_json(path: Path, most: int = 1 << 26) -> Any:
+    """What a JSON file holds that anybody may have written.
+
+    Raises:
+        ValueError: no file of its own (a pipe, a device), of more than ``most`` bytes, or no JSON. OSError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file of its own")
+    if path.stat().st_size > most:
+        raise ValueError(f"more than {most:,} bytes")
+    try:
+        return json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def write_json(path: Path, content: Any) -> None:
     atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
 

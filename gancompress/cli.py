@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from gancompress.errors import GanCompressError, UsageError, is_out_of_memory
+from gancompress.errors import GanCompressError, UsageError, is_out_of_memory, printable
 
 
 class _Group(TyperGroup):
@@ -31,7 +31,7 @@ class _Group(TyperGroup):
         except BrokenPipeError:
             raise typer.Exit(1) from None
         except OSError as error:
-            typer.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+            typer.echo(f"error: {printable(str(error.filename or 'a file'))}: {error.strerror or error}", err=True)
             raise typer.Exit(1) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -252,7 +252,7 @@ def evaluate(
         scores = api.eval_segmentation(gan, teacher, data, segmenter, direction=direction, num_images=num_images, device=where, **fcn)
         typer.echo(json.dumps(scores, indent=2, allow_nan=False)) if as_json else screens.show_segmentation(scores)
         for line in said:
-            typer.echo(line, err=True)
+            typer.echo(printable(line, lines=True), err=True)
         return
     if any(fcn.values()):
         raise UsageError("--label-maps, --segmenter-classes, --ignore-label and --target of eval are for the FCN score", "--segmenter FILE --label-maps DIR")
@@ -263,7 +263,7 @@ def evaluate(
     show = screens.show_evaluation if per_class is None else screens.show_classes
     typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else show(result)
     for line in result["notes"] + api.keep_evaluation(source, result):
-        typer.echo(line, err=True)
+        typer.echo(printable(line, lines=True), err=True)
     api.check_distance(result, max_fid)
 
 

@@ -158,9 +158,30 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f"{text!r}: expected key=value, for example schedule.kimg=50")
     try:
-        return key.strip(), yaml.safe_load(value) if value.strip() else ""
-    except yaml.YAMLError:
+        return key.strip(), _yaml(value) if value.strip() else ""
+    except ValueError:
         return key.strip(), value
+
+
+def _yaml(text: str) -> Any:
+    """What a YAML text holds, plain values only.
+
+    Raises:
+        ValueError: it is none, or anchors make it unfold to more than 10,000 values.
+    """
+    try:
+        values = yaml.safe_load(text)
+        left, pending = 10_000, [values]
+        while pending:
+            value = pending.pop()
+            held = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value) if isinstance(value, list | tuple | set) else []
+            pending += held
+            left -= len(held)
+            if left < 0:
+                raise ValueError("it unfolds to more than 10,000 values")
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    return values
 
 
 def load_recipe(name: str, overrides: Iterable[tuple[str, Any]] = ()) -> Recipe:
@@ -173,8 +194,10 @@ def load_recipe(name: str, overrides: Iterable[tuple[str, Any]] = ()) -> Recipe:
 
     path = recipe_path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        if path.stat().st_size > 1 << 20:
+            raise ValueError("more than 1 MB")
+        values = _yaml(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise UsageError(f"{path}: not a recipe: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: not a recipe: expected sections such as loss, student, schedule")

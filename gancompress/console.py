@@ -11,8 +11,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-stdout = Console(soft_wrap=not sys.stdout.isatty())
-stderr = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+from gancompress.errors import printable
+
+
+class _Console(Console):
+    """Shows what names and settings of files hold without obeying it."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o, lines=True) if isinstance(o, str) else o for o in objects), **options)
+
+
+stdout = _Console(soft_wrap=not sys.stdout.isatty())
+stderr = _Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 
 class Silent:
@@ -105,5 +115,5 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*map(escape, row))
+        made.add_row(*(escape(printable(cell)) for cell in row))
     return made

@@ -16,6 +16,19 @@ from __future__ import annotations
 
 import re
 
+#: what acts on a terminal or turns a line around: control characters (line ends and tabs are kept), bidirectional marks, lone surrogates
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, most: int = 4000, lines: bool = False) -> str:
+    """``text`` as it may be shown: what acts on a terminal as escapes such as ``\\x1b``, and no more than ``most`` characters.
+
+    ``lines``: line ends are the program's own and stay; a name from a file has none.
+    """
+    text = text if len(text) <= most else f"{text[:most]} ... ({len(text) - most:,} more)"
+    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text if lines else text.replace("\n", "\\n").replace("\t", "\\t")
+
 
 class GanCompressError(Exception):
     """Base of all errors a user can cause. ``hint`` is printed on a line of its own."""
@@ -23,8 +36,8 @@ class GanCompressError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message, lines=True))  # it repeats what files say
+        self.hint = printable(hint, lines=True)
 
 
 class UsageError(GanCompressError):

@@ -16,7 +16,7 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from gancompress.console import stderr
-from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
+from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError, printable
 
 T = TypeVar("T")
 
@@ -84,11 +84,7 @@ def _tame(repo: str, revision: str | None, file: str | None) -> bool:
     """Whether a name stays within the cache's folder for it, and on one line."""
     if re.search(r"--|\.\.", repo) or (revision and re.search(r"\.\.|^/|[\\\x00-\x20\x7f]", revision)):
         return False
-    return file is None or _tame_file(file)
-
-
-def _tame_file(file: str) -> bool:
-    return not re.search(r"^/|(^|/)\.\.(/|$)|[\\\x00-\x1f\x7f]", file)
+    return file is None or _is_plain(file)
 
 
 def fetch(name: Name) -> tuple[Path, Name]:
@@ -137,7 +133,7 @@ def _listing(name: Name) -> tuple[list[str], Path | None]:
     def ask() -> tuple[list[str], Path | None]:
         try:
             info = HfApi().model_info(name.repo, revision=name.revision, timeout=10)
-            return [file.rfilename for file in info.siblings or [] if _tame_file(file.rfilename)], None  # others are somebody's trick
+            return [file.rfilename for file in info.siblings or [] if _is_plain(file.rfilename)], None  # others are somebody's trick
         except RevisionNotFoundError:
             raise
         except Exception:  # as huggingface_hub does: what was fetched once serves whenever the Hub does not
@@ -178,11 +174,16 @@ def asked(name: Name, ask: Callable[[], T]) -> T:
         if isinstance(cause, hub.OfflineModeIsEnabled):
             raise MissingError(f"the Hub repository {repo} is not in the cache, and HF_HUB_OFFLINE is set", "fetch it once without HF_HUB_OFFLINE") from None
         if isinstance(cause, hub.HfHubHTTPError) and getattr(cause, "response", None) is not None:
-            said = f"{cause.response.status_code} {cause.server_message or ''}".strip()
+            said = printable(f"{cause.response.status_code} {cause.server_message or ''}".strip(), 300)
             raise MissingError(f"the Hub answered {said} for {repo}", "try again later; for 401 and 403 look at HF_TOKEN") from None
         # an error of requests, httpx or httpx2, as the version of huggingface_hub has it
         said = f"{type(cause).__name__}: {str(cause).splitlines()[0][:150] if str(cause) else 'no reason given'}"
         raise MissingError(f"the Hub at {endpoint} could not be asked for {repo} ({said})", "check the network, the proxy and HF_ENDPOINT") from None
+
+
+def _is_plain(file: str) -> bool:
+    """Whether a name of a repository stays within a folder and can be shown."""
+    return printable(file) == file and "\\" not in file and ".." not in (parts := PurePosixPath(file).parts) and bool(parts) and parts[0] != "/"
 
 
 def _is_weights(file: str) -> bool:

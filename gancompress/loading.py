@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gancompress.checkpoint import FORMAT_VERSION, METADATA_KEY
+from gancompress.checkpoint import FORMAT_VERSION, METADATA_KEY, read_json
 from gancompress.console import stderr
 from gancompress.contents import Content, contents, is_ema, plain, split, strip
 from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
@@ -108,11 +108,7 @@ def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[s
     """Every network of one file, what else is in it, and the nearest miss."""
     pending, others = contents(opened.content)
     for one in pending:
-        for key, tensor in one.state.items():
-            if (claimed := tensor.numel() * tensor.element_size()) > max(1 << 26, tensor.untyped_storage().nbytes()):
-                raise CheckpointError(
-                    f"{path}: {one.place + '.' if one.place else ''}{key} claims {claimed:,} bytes and holds {tensor.untyped_storage().nbytes():,}"
-                )
+        _check_sizes(one, path)
     others = [f"{path.name}:{other}" for other in others]
     networks: list[Network] = []
     miss: _NoFamily | None = None
@@ -133,6 +129,22 @@ def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[s
         _check_values(state, path, place)
         networks.append(Network(found, reading, where, is_ema(place, path.stem), state))
     return networks, others, miss
+
+
+def _check_sizes(content: Content, path: Path) -> None:
+    """Refuse tensors that are not stored as numbers one after the other, or that claim far more of them than there are."""
+    total, size = 0, path.stat().st_size
+    for key, tensor in content.state.items():
+        where = f"{path}: {content.place + '.' if content.place else ''}{key}"
+        kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout) if tensor.layout != torch.strided else ""
+        if kind or tensor.device.type != "cpu":
+            raise CheckpointError(f"{where} is a {kind or tensor.device.type} tensor; weights are plain ones", "save it dense, in floating point")
+        claimed, held = tensor.numel() * tensor.element_size(), min(tensor.untyped_storage().nbytes(), size)
+        total += claimed
+        if claimed > max(1 << 26, held):
+            raise CheckpointError(f"{where} claims {claimed:,} bytes and holds {held:,}")
+    if total > max(1 << 28, 4 * size):
+        raise CheckpointError(f"{path}: its tensors claim {total:,} bytes in a file of {size:,}")
 
 
 def _check_values(state: StateDict, path: Path, place: str) -> None:
@@ -158,13 +170,17 @@ def _resolve(source: str) -> tuple[Path, str]:
         name = source.removeprefix("sample:")
         folder = Path(str(resources.files("gancompress"))) / "samples"
         path = folder / f"{name}.safetensors"
-        if not path.is_file():
+        if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
             known = ", ".join(f"sample:{p.stem}" for p in sorted(folder.glob("*.safetensors")))
             raise MissingError(f"no bundled teacher {source!r}", f"there is: {known}")
         return path, source
-    path, uri = Path(source).expanduser(), "://" in source
-    if path.exists() and not uri:
-        return path, source
+    path, uri = Path(source), "://" in source
+    try:
+        path = path.expanduser()
+        if path.exists() and not uri:
+            return path, source
+    except (OSError, RuntimeError) as error:  # too long, not ours to look into; no such user
+        raise MissingError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
     if not (remote := parse(source)):
         hint = f"give a checkpoint file, a directory with G and D, sample:dcgan-mnist, or {SCHEME}owner/name for the Hugging Face Hub"
         raise MissingError(f"{source}: no such file or directory", hint)
@@ -356,7 +372,7 @@ def _config_beside(files: list[Path], opened: Mapping[Path, Opened]) -> dict[str
     found: dict[str, Any] = {}
     for path in sorted({p for f in files for p in f.parent.glob("*config*.json")}):
         try:
-            found |= plain(json.loads(path.read_text())) if path.stat().st_size < 1 << 20 else {}
+            found |= plain(read_json(path, most=1 << 20))
         except (OSError, ValueError):
             continue
     # BigGAN-PyTorch saves its arguments beside the weights, in state_dict.pth or state_dict_best0.pth

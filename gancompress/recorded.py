@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gancompress import user_module
+from gancompress.checkpoint import read_json
 from gancompress.data import EXTENSIONS, RECORDED, positions, to_float
 from gancompress.errors import MissingError, UsageError
 from gancompress.families import FAMILIES
@@ -55,7 +55,7 @@ class _Shards:
         if absent is not None:
             raise MissingError(f"{folder}: {len(here)} of its {self.settings.shards} shards are there, and {absent} is not", AGAIN)
         try:
-            listed = {str(entry["file"]): int(entry["bytes"]) for entry in json.loads((folder / INDEX).read_text())["shards"]}
+            listed = {str(entry["file"]): int(entry["bytes"]) for entry in read_json(folder / INDEX)["shards"]}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise MissingError(f"{folder / INDEX}: missing or damaged ({error})", AGAIN) from None
         for k in range(self.settings.shards):

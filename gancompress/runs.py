@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -17,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gancompress import __version__
-from gancompress.checkpoint import atomic_write, write_json
+from gancompress.checkpoint import atomic_write, read_json, write_json
 from gancompress.errors import GanCompressError, UsageError
 
 RUNS = Path("runs")
@@ -47,7 +46,7 @@ def rank_and_world() -> tuple[int, int]:
 def record_of(folder: Path) -> dict[str, Any] | None:
     """run.json of a folder, None where there is none or it is damaged."""
     try:
-        found = json.loads((folder / "run.json").read_text())
+        found = read_json(folder / "run.json")
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or not isinstance(identity := found.get("identity"), dict) or not isinstance(found.get("sources"), dict):

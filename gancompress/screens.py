@@ -11,6 +11,7 @@ from gancompress.collecting import Recording
 from gancompress.comparison import said, tables
 from gancompress.console import number, size, stdout, table
 from gancompress.cost import device_name
+from gancompress.errors import printable
 from gancompress.planning import Plan
 from gancompress.runs import versions
 
@@ -41,7 +42,7 @@ def show_inspection(found: dict[str, Any]) -> None:
     rows += [[key, _plain(value)] for key, value in found["metadata"].items() if key in ("recipe", "kimg", "seed", "teacher_sha256", "hub")]
     stdout.print(found["source"], style="bold", highlight=False, markup=False)
     for key, value in rows:
-        stdout.print(f"  {key:<14}{value}", highlight=False, markup=False)
+        stdout.print(f"  {key:<14}{printable(value)}", highlight=False, markup=False)
     if "parameters" in found:
         stdout.print()
         columns = ["network", "parameters", "MACs, transposed convolutions at input positions", "MACs, at output positions"]

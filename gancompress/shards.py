@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from gancompress.checkpoint import read_json
 from gancompress.errors import MissingError, UsageError
 
 MANIFEST, INDEX = "manifest.json", "index.json"
@@ -92,7 +93,7 @@ def read_settings(folder: Path) -> Settings:
         MissingError: it is damaged, or of another version.
     """
     try:
-        settings = Settings.model_validate(json.loads((folder / MANIFEST).read_text())["settings"])
+        settings = Settings.model_validate(read_json(folder / MANIFEST)["settings"])
         fields = {"resolution": 1, "nc": 1, "nz": 0, "classes": 0} | ({} if settings.arch.get("nz") else {"nc_in": 1})
         if not all(type(settings.arch.get(k)) is int and settings.arch[k] >= least for k, least in fields.items()):
             raise ValueError(f"no {', '.join(fields)} in its architecture")

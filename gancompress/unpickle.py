@@ -1,76 +1,39 @@
 """Opens foreign checkpoint files without running anything in them.
 
-The container is told by its first bytes, never by its name. torch.load(weights_only=True) reads what it can; what it refuses
-(whole modules, config objects, argparse namespaces) goes to the inert reader: an unpickler that knows a short list of names
-and puts a lifeless ``Inert`` object in place of every other one.
+The container is told by its first bytes, never by its name. Pickles are looked through first (``opcodes``). torch.load(weights_only=True)
+reads what it can; what it refuses (whole modules, config objects, argparse namespaces) goes to the inert reader (``inert``).
 """
 
 from __future__ import annotations
 
 import collections
-import functools
-import importlib
 import io
 import json
-import pickle
+import stat
 import struct
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 import torch
 
-from gancompress.errors import CheckpointError, GanCompressError, MissingError, UnsafeCheckpointError
+from gancompress.errors import CheckpointError, GanCompressError, MissingError, UnsafeCheckpointError, printable
+from gancompress.inert import Budget, Reader, Storage
+from gancompress.opcodes import check_pickle
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a"
 #: modules whose functions act on the machine: a checkpoint that names one was made to do harm. The list only makes the message
-#: plainer; what keeps us safe is that no name outside ``_allowed`` is ever imported.
+#: plainer; what keeps us safe is that ``inert`` imports nothing.
 _HOSTILE = {"os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "pty", "runpy", "importlib", "ctypes", "code", "webbrowser"} | {
     "builtins", "__builtin__", "operator", "multiprocessing", "asyncio", "urllib", "http", "pip", "pdb", "timeit", "pickle", "_pickle",
 }  # fmt: skip
+#: bytes of a safetensors header; the largest networks' take some hundred thousand, and reading one takes many times its size
+_MAX_HEADER = 1 << 24
 _HARMLESS = {f"{m}.{n}" for m in ("builtins", "__builtin__") for n in ("set", "frozenset", "slice", "range", "complex", "bytearray", "object")}
-
-
-class Inert:
-    """Stands for an object of a class we do not import. Keeps what the pickle says of it and does nothing."""
-
-    inert_name = "?"
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
-        self = super().__new__(cls)
-        self.__dict__["inert_args"] = args
-        return self
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict | None):
-            state = {**(state[0] or {}), **(state[1] or {})}
-        if isinstance(state, dict):
-            self.__dict__.update((str(k), v) for k, v in state.items())
-        else:
-            self.__dict__["inert_state"] = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.__dict__.setdefault("inert_items", {})[key] = value
-
-    def append(self, value: Any) -> None:
-        self.__dict__.setdefault("inert_list", []).append(value)
-
-    def extend(self, values: Any) -> None:
-        for value in values:
-            self.append(value)
-
-    def add(self, value: Any) -> None:
-        self.append(value)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
-        return self
 
 
 @dataclass
@@ -83,128 +46,41 @@ class Opened:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-_DTYPES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8, "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Storage:
-    memory: torch.UntypedStorage
-    dtype: torch.dtype
-
-
-def _dtype_of(storage_class: str) -> torch.dtype:
-    if storage_class not in _DTYPES:
-        raise CheckpointError(f"it holds a {storage_class}, a kind of tensor we do not read")
-    return _DTYPES[storage_class]
-
-
-def _rebuild_tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
-    size, stride = tuple(size), tuple(stride)
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else offset
-    # a view past the end of the storage would read foreign memory
-    if min((offset, *size, *stride), default=0) < 0 or (all(size) and (last + 1) * storage.dtype.itemsize > storage.memory.nbytes()):
-        raise CheckpointError(f"a tensor of shape {size} lies outside its storage")
-    return torch.tensor([], dtype=storage.dtype).set_(storage.memory, offset, size, stride)
-
-
-def _rebuild_parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
-    return data
-
-
-def _array_from_buffer(buffer: Any, dtype: Any, shape: Any, order: str = "C") -> Any:
-    """An array as pickle protocol 5 writes it."""
-    return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _load_from_bytes(data: bytes) -> Any:
-    return _read_torch_stream(io.BytesIO(data), len(data), collections.Counter())
-
-
-@functools.cache
-def _allowed() -> dict[tuple[str, str], Any]:
-    multiarray = importlib.import_module("numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray")  # numpy 2 and 1
-    found: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-        ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-        ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-        ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-        ("torch.storage", "_load_from_bytes"): _load_from_bytes,
-        ("torch", "Size"): torch.Size,
-        ("torch", "device"): str,
-        ("_codecs", "encode"): _encode,
-        ("builtins", "set"): set,
-        ("__builtin__", "set"): set,
-    }
-    for package in ("numpy.core.numeric", "numpy._core.numeric"):
-        found[package, "_frombuffer"] = _array_from_buffer
-    for package in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
-        for name in ("dtype", "ndarray", "_reconstruct", "scalar"):
-            if hasattr(np, name) or hasattr(multiarray, name):
-                found[package, name] = getattr(np, name, None) or getattr(multiarray, name)
-    return found
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1" if encoding == "latin1" else "utf-8")
-
-
-class _InertUnpickler(pickle.Unpickler):
-    def __init__(self, file: Any, names: collections.Counter[str], load_storage: Callable[[Any], Any] | None = None) -> None:
-        super().__init__(file, encoding="latin1")
-        self._names = names
-        self._load_storage = load_storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (allowed := _allowed()):
-            return allowed[module, name]
-        if module in ("torch", "torch.storage") and name.endswith("Storage"):
-            return _dtype_of(name)
-        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
-            return dtype
-        self._names[f"{module}.{name}"] += 1
-        return type("Inert", (Inert,), {"inert_name": f"{module}.{name}"})
-
-    def persistent_load(self, pid: Any) -> Any:
-        if self._load_storage is None:
-            raise CheckpointError("it refers to storages outside itself")
-        return self._load_storage(pid)
-
-
-def _read_torch_zip(path: Path, names: collections.Counter[str]) -> Any:
+def _read_torch_zip(path: Path, main: str, names: collections.Counter[str]) -> Any:
     with zipfile.ZipFile(path) as archive:
-        main = next(n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
-        size = path.stat().st_size
-        storages: dict[str, _Storage] = {}
+        budget = Budget(path.stat().st_size)
+        storages: dict[str, Storage] = {}
 
-        def entry(name: str) -> bytearray:
-            info = archive.getinfo(name)
-            if info.file_size > size:  # torch never compresses
-                raise CheckpointError(f"its entry {name} claims {info.file_size:,} bytes in a file of {size:,}")
-            return bytearray(archive.read(info))
-
-        def load_storage(pid: Any) -> _Storage:
+        def load_storage(pid: Any) -> Storage:
             _, dtype, key, _, numel = pid[:5]
             if key not in storages:
-                data = entry(f"{main.removesuffix('data.pkl')}data/{key}")
+                data = bytearray(archive.read(f"{main.removesuffix('data.pkl')}data/{key}"))
+                budget.take(len(data))
                 if len(data) < numel * dtype.itemsize:
-                    raise CheckpointError(f"its storage {key} is shorter than the tensor that uses it")
+                    raise CheckpointError(f"its storage {printable(str(key), 80)} is shorter than the tensor that uses it")
                 memory = torch.frombuffer(data, dtype=torch.uint8).untyped_storage() if data else torch.UntypedStorage(0)
-                storages[key] = _Storage(memory, dtype)
+                storages[key] = Storage(memory, dtype)
             return storages[key]
 
-        return _InertUnpickler(io.BytesIO(entry(main)), names, load_storage).load()
+        def load_bytes(data: bytes) -> Any:
+            return _read_torch_stream(io.BytesIO(data), len(data), names, budget)
+
+        return Reader(io.BytesIO(archive.read(main)), names, budget, load_storage, load_bytes).load()
 
 
-def _read_torch_stream(file: Any, size: int, names: collections.Counter[str]) -> Any:
+def _check_torch_stream(file: IO[bytes]) -> None:
+    """Look through the five pickles of such a file."""
+    for _ in range(5):
+        check_pickle(file)
+    file.seek(0)
+
+
+def _read_torch_stream(file: IO[bytes], size: int, names: collections.Counter[str], budget: Budget) -> Any:
     """torch <= 1.5: magic, protocol and system as pickles, the object, the storage keys, then the storages' bytes."""
+    _check_torch_stream(file)
     for _ in range(3):
-        _InertUnpickler(file, names).load()
-    storages: dict[str, _Storage] = {}
+        Reader(file, names, budget).load()
+    storages: dict[str, Storage] = {}
     claimed = 0
 
     def load_storage(pid: Any) -> Any:
@@ -216,14 +92,14 @@ def _read_torch_stream(file: Any, size: int, names: collections.Counter[str]) ->
             claimed += numel * dtype.itemsize
             if numel < 0 or claimed > size:
                 raise CheckpointError(f"its storages claim more than the {size:,} bytes of the file")
-            storages[key] = _Storage(torch.UntypedStorage(numel * dtype.itemsize), dtype)
+            storages[key] = Storage(torch.UntypedStorage(numel * dtype.itemsize), dtype)
         if len(pid) < 6 or pid[5] is None:
             return storages[key]
         _, offset, length = pid[5]  # torch 0.1: a view into another storage
-        return _Storage(storages[key].memory[offset * dtype.itemsize : (offset + length) * dtype.itemsize], dtype)
+        return Storage(storages[key].memory[offset * dtype.itemsize : (offset + length) * dtype.itemsize], dtype)
 
-    content = _InertUnpickler(file, names, load_storage).load()
-    for key in _InertUnpickler(file, names).load():
+    content = Reader(file, names, budget, load_storage).load()
+    for key in Reader(file, names, budget).load():
         storage = storages[key]
         if len(head := file.read(8)) < 8:
             raise CheckpointError("it is truncated: a storage is missing")
@@ -258,40 +134,78 @@ def _inert(read: Callable[[collections.Counter[str]], Any], container: str) -> O
     return Opened(content, container, sorted(names))
 
 
-def _open_zip(path: Path) -> Opened:
+def _checked_zip(path: Path) -> str:
+    """The name of a torch archive's pickle, after a look at sizes, names and the pickle's operations.
+
+    Raises:
+        CheckpointError: it is damaged, no torch archive, or claims more than there is.
+    """
+    size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+            entries = archive.infolist()
+            main = _main_entry(entries)
+            for entry in entries:
+                if entry.file_size > size:  # torch never compresses
+                    raise CheckpointError(f"its entry {printable(entry.filename, 80)} claims {entry.file_size:,} bytes in a file of {size:,}")
+            if (total := sum(entry.file_size for entry in entries)) > size:
+                raise CheckpointError(f"its entries claim {total:,} bytes in a file of {size:,}")
+            check_pickle(io.BytesIO(archive.read(main)))
+            return main
+    except GanCompressError:
+        raise
+    except Exception as error:  # zipfile and the decoders behind it have a dozen kinds
         raise CheckpointError(f"it is truncated or damaged ({error})", "download it again") from None
-    leaves = {n.rpartition("/")[2] for n in entries}
+
+
+def _main_entry(entries: list[zipfile.ZipInfo]) -> str:
+    leaves = collections.Counter(entry.filename.rpartition("/")[2] for entry in entries)
     if "constants.pkl" in leaves:
         raise CheckpointError("it is a TorchScript archive, which is a program and runs when loaded", "save the module's state_dict() with torch.save instead")
     if "data.pkl" not in leaves:
-        what = "a numpy archive" if any(n.endswith(".npy") for n in entries) else "a zip archive"
+        what = "a numpy archive" if any(name.endswith(".npy") for name in leaves) else "a zip archive"
         raise CheckpointError(f"it is {what} without a torch checkpoint in it")
+    if leaves["data.pkl"] > 1 or len({entry.filename.lower() for entry in entries}) < len(entries):  # readers differ in which they take
+        raise CheckpointError("it is a zip archive with several entries of one name")
+    return next(entry.filename for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl")
+
+
+def _torch_load(path: Path, mmap: bool = False) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they repeat what the file says
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _open_zip(path: Path) -> Opened:
+    main = _checked_zip(path)
     try:
-        return Opened(torch.load(path, map_location="cpu", weights_only=True, mmap=True), "torch zip")
+        return Opened(_torch_load(path, mmap=True), "torch zip")
     except Exception:  # refused or unreadable for torch: the inert reader says which
-        return _inert(lambda names: _read_torch_zip(path, names), "torch zip")
+        return _inert(lambda names: _read_torch_zip(path, main, names), "torch zip")
 
 
 def _open_stream(path: Path) -> Opened:
+    with path.open("rb") as file:
+        _check_torch_stream(file)
     try:
-        return Opened(torch.load(path, map_location="cpu", weights_only=True), "torch legacy")
+        return Opened(_torch_load(path), "torch legacy")
     except Exception:
 
         def read(names: collections.Counter[str]) -> Any:
+            size = path.stat().st_size
             with path.open("rb") as file:
-                return _read_torch_stream(file, path.stat().st_size, names)
+                return _read_torch_stream(file, size, names, Budget(size))
 
         return _inert(read, "torch legacy")
 
 
 def _open_pickle(path: Path) -> Opened:
     def read(names: collections.Counter[str]) -> Any:
+        budget = Budget(path.stat().st_size)
         with path.open("rb") as file:
-            return _InertUnpickler(file, names).load()
+            check_pickle(file)
+            file.seek(0)
+            return Reader(file, names, budget, load_bytes=lambda data: _read_torch_stream(io.BytesIO(data), len(data), names, budget)).load()
 
     return _inert(read, "pickle")
 
@@ -301,8 +215,8 @@ def _open_safetensors(path: Path) -> Opened:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return Opened({key: file.get_tensor(key) for key in file.keys()}, "safetensors", metadata=dict(file.metadata() or {}))  # noqa: SIM118
-    except SafetensorError as error:
+            return Opened({printable(key): file.get_tensor(key) for key in file.keys()}, "safetensors", metadata=dict(file.metadata() or {}))  # noqa: SIM118
+    except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"it is truncated or damaged ({error})", "download it again") from None
 
 
@@ -314,7 +228,9 @@ def open_checkpoint(path: Path) -> Opened:
         CheckpointError: not a checkpoint, damaged, or of a kind that cannot be read safely; the message names the file.
     """
     try:
-        size = path.stat().st_size
+        size = (status := path.stat()).st_size
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
+            raise CheckpointError(f"{path}: not a file of its own (a pipe, a device or a directory)")
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError:
@@ -325,7 +241,9 @@ def open_checkpoint(path: Path) -> Opened:
         if not size:
             raise CheckpointError("the file is empty", "download it again")
         # before pickles: the length that a safetensors file begins with may look like the beginning of one
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        if head[8:9] == b"{" and (header := int.from_bytes(head[:8], "little")) <= size - 8:
+            if header > _MAX_HEADER:
+                raise CheckpointError(f"its header has {header:,} bytes; no network's is longer than {_MAX_HEADER:,}")
             return _open_safetensors(path)
         if head.startswith(b"PK\x03\x04"):
             return _open_zip(path)
