@@ -24,6 +24,7 @@ from gancompress.brock import truncated_normal
 from gancompress.checkpoint import atomic_write, write_json
 from gancompress.console import Silent, size
 from gancompress.data import RECORDED, draw, rng, seed_for, to_uint8
+from gancompress.distributed import device_of_process, place
 from gancompress.errors import GanCompressError, MissingError, StoppedError, UsageError
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
@@ -86,7 +87,7 @@ def prepare(
     Raises:
         GanCompressError: of the kind that fits; the message says what is wrong and what to do.
     """
-    rank, world = _rank_and_world()
+    rank, world = place()
     gan, scaled = _load(teacher, dict(reader_options or {}), truncation)
     arch, chosen = gan.arch, _classes(gan.arch.classes, classes, per_class)
     settings = Settings(
@@ -100,7 +101,7 @@ def prepare(
         raise UsageError(f"--batch-size {batch_size}: at least 1")
     folder = Path(out)
     _refuse_foreign(folder, settings)
-    where = _device_of_rank(device)
+    where = device_of_process(choose_device(device))
     gan.to(where)
     recording = Recording(gan, settings, folder, teacher, where, batch_size, rank, world)
     recording.missing, everyones = _missing(recording)
@@ -169,22 +170,6 @@ def _format(name: str, nc: int) -> ImageFormat:
 def _pairs_of_a_shard(arch: Any) -> int:
     fit = max(PREVIEW, min(SHARD_PAIRS, SHARD_BYTES // (arch.nc * arch.resolution**2)))
     return 1 << (fit.bit_length() - 1)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    """Of torchrun's environment, (0, 1) without it."""
-    texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not all(t.isdecimal() for t in texts) or not int(texts[0]) < int(texts[1]):
-        raise UsageError(f"RANK={texts[0]} and WORLD_SIZE={texts[1]} in the environment: expected a rank below the number of ranks")
-    return int(texts[0]), int(texts[1])
-
-
-def _device_of_rank(name: str) -> torch.device:
-    """Under torchrun each process of a machine takes a CUDA device of its own, where ``name`` names none."""
-    device, local = choose_device(name), os.environ.get("LOCAL_RANK", "0")
-    if device.type == "cuda" and device.index is None and local.isdecimal():
-        return torch.device("cuda", int(local) % torch.cuda.device_count())
-    return device
 
 
 # --------------------------------------------------------------------------------------------------------------------- the folder

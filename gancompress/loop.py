@@ -18,10 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gancompress import distributed as ranks
 from gancompress.checkpoint import atomic_write, load_state, save_state, write_failure
 from gancompress.config import Recipe, Schedule
 from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
-from gancompress.errors import DivergedError, StoppedError
+from gancompress.errors import DivergedError, StoppedError, ToldElsewhereError
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss
 
@@ -151,6 +152,12 @@ class Trainer:
         self.counts = dict(state["counts"])
         self.first_bad.fill_(-1)
 
+    def synchronise(self) -> None:
+        """Make the processes of a run alike in what each has of its own: terms since the last line, the first bad step, and BatchNorm's statistics."""
+        buffers = [b for net in (self.student, self.ema.net, self.loss) for b in net.buffers() if b.is_floating_point()]
+        ranks.average_([*self.sums.values(), *buffers])
+        self.first_bad = ranks.earliest(self.first_bad)
+
     def bad_step(self, check_weights: bool) -> int | None:
         """The first step whose loss, or the last one after which a weight, was not finite; None where all is well.
 
@@ -222,6 +229,7 @@ class Trainer:
             self.first_bad = torch.where(bad, self.step, self.first_bad)
             if record:
                 self._record(terms, weight / parts)
+        ranks.average_gradients(optimizer)
         optimizer.step()
 
     def _record(self, terms: dict[str, Tensor], weight: float) -> None:
@@ -253,15 +261,20 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
+        self.writes = ranks.rank() == 0
         self.rewind(step)
 
     def rewind(self, step: int) -> None:
         """Forget the lines after ``step``."""
+        if not self.writes:
+            return
         lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         atomic_write(self.path, "".join(kept).encode())
 
     def write(self, **entry: Any) -> None:
+        if not self.writes:
+            return
         line = json.dumps(entry) + "\n"
         try:
             with self.path.open("a") as file:
@@ -287,11 +300,12 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
 
     state_path = run_dir / "state.pt"
     trainer = Trainer(student, loss, recipe)
-    if state_path.is_file():
-        trainer.load_state(load_state(state_path))
+    saved = ranks.on_first(lambda: load_state(state_path) if state_path.is_file() else None)
+    if saved:
+        trainer.load_state(saved)
         reporter.note(f"going on at step {trainer.step:,} of {recipe.schedule.steps:,}")
     else:
-        save_state(state_path, trainer.state())
+        ranks.on_first(lambda: save_state(state_path, trainer.state()))
     log = Log(run_dir / "log.jsonl", trainer.step)
     n, steps = recipe.schedule.batch_size, recipe.schedule.steps
     log_every, picture_every, save_every = (_every(k, n) for k in (recipe.output.log_kimg, recipe.output.pictures_kimg, recipe.output.save_kimg))
@@ -304,7 +318,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
             batches.attempt = trainer.attempt
             trainer.train_step(batches)
             step = trainer.step
-            stopped = stop.signal  # looked at once: what comes later in this step waits for the next
+            stopped = ranks.agreed_signal(stop.signal, step)  # looked at once: what comes later in this step waits for the next
             if not told_memory and (peak := peak_memory(device)):
                 told_memory = True
                 reporter.note(f"peak memory after the first step: {peak / 2**20:,.0f} MiB")
@@ -314,6 +328,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
                 reporter.progress(step, {}, FIRST_LOOK * n / max(time.monotonic() - clock, 1e-9))
             if not (logs or saves or ends or step % picture_every == 0):
                 continue
+            trainer.synchronise()
             if (bad := trainer.bad_step(check_weights=saves or ends)) is not None:
                 _roll_back(trainer, state_path, bad, log, reporter)
                 clock, clock_step = time.monotonic(), trainer.step
@@ -323,18 +338,20 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
                 means = trainer.take_means()
                 log.write(step=step, kimg=step * n / 1000, **means, images_per_s=round(rate, 1))
                 reporter.progress(step, means, rate)
-            if step % picture_every == 0 or step == steps:
+            if log.writes and (step % picture_every == 0 or step == steps):
                 images = draw(averaged, latents, labels, device)
                 save_comparison(run_dir / "samples" / f"step-{step:07d}.png", paired, images)
                 if paired is not None:
                     log.write(step=step, kimg=step * n / 1000, paired_mse=float((images - paired).square().mean()))
             if saves or ends:
-                save_state(state_path, trainer.state())
+                ranks.on_first(lambda: save_state(state_path, trainer.state()))
             if logs:
                 clock, clock_step = time.monotonic(), step  # pictures and states are no part of the speed
             if stopped and step < steps:
                 name = signal.Signals(stopped).name
                 code = 130 if stopped == signal.SIGINT else 75
+                if ranks.rank():
+                    raise ToldElsewhereError(f"stopped by {name}", exit_code=code)
                 raise StoppedError(f"stopped by {name} at step {step:,} of {steps:,}; the state is saved in {run_dir}", exit_code=code)
     for note in loss.closing_notes():
         reporter.note(note)
@@ -351,14 +368,14 @@ def _roll_back(trainer: Trainer, state_path: Path, bad: int, log: Log, reporter:
         DivergedError: it was done before.
     """
     retried = trainer.attempt > 0
-    trainer.load_state(load_state(state_path))
+    trainer.load_state(ranks.on_first(lambda: load_state(state_path)))
     if retried:
         raise DivergedError(
             f"a loss or a weight was not finite again at step {bad + 1:,}; the last good state is of step {trainer.step:,}",
             "lower optim.g_lr or optim.d_lr, and start in a new --out",
         )
     trainer.attempt = 1
-    save_state(state_path, trainer.state())
+    ranks.on_first(lambda: save_state(state_path, trainer.state()))
     log.rewind(trainer.step)
     log.write(step=trainer.step, event="rolled back", non_finite_at_step=bad + 1)
     reporter.note(f"a loss or a weight was not finite at step {bad + 1:,}: going back to step {trainer.step:,}, with other random numbers from there")

@@ -153,6 +153,7 @@ def test_steps_are_the_images_in_whole_batches(kimg, batch, steps):
 #: lowest first; a module imports from levels below its own only. Within families and losses, the package gathers its files
 LEVELS = [
     {"errors", "console"},
+    {"distributed"},
     {"gan"},
     {"layers", "augment"},
     {"patchgan", "brock"},
