@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 #: how long a process waits for the others within a step, and while one of them reads, plans or writes
 TIMEOUT, PATIENCE = datetime.timedelta(seconds=30), datetime.timedelta(minutes=10)
+GOODBYE = datetime.timedelta(seconds=10)
 #: steps between two looks at the others' signals
 LOOK_EVERY = 4
 FOREVER = 2**62
@@ -90,6 +91,8 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
         return
     backend = _backend(device)
+    if dist.is_initialized():  # left by a run that failed in this process
+        dist.destroy_process_group()
     with _talking("not all processes came together"):
         dist.init_process_group("gloo", timeout=PATIENCE)
         group = dist.new_group(timeout=TIMEOUT, backend=backend)
@@ -97,14 +100,17 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     except ToldElsewhereError:
+        with suppress(RuntimeError):  # let the one that tells of it be the first to end: a launcher ends the others in the middle of a word
+            dist.monitored_barrier(timeout=GOODBYE)
         raise
     except GanCompressError as error:
         if number:
             error.args = (f"process {number + 1} of {count}: {error}",)
         raise
+    else:
+        dist.destroy_process_group()
     finally:
         _here = _Here()
-        dist.destroy_process_group()
 
 
 def _backend(device: torch.device) -> str:
@@ -171,7 +177,7 @@ def _talking(otherwise: str = "another process of this run has ended, or has not
     try:
         yield
     except RuntimeError as error:  # torch's errors of connections and stores are of this kind
-        raise GanCompressError(f"{otherwise} ({str(error).strip().splitlines()[0][:120]})", f"its own message tells why; {AGAIN}") from None
+        raise GanCompressError(f"{otherwise} ({str(error).strip().splitlines()[0][:120]})", f"its own message, or its launcher's, tells why; {AGAIN}") from None
 
 
 def on_first(do: Callable[[], T]) -> T:
