@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -100,10 +101,12 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     except ToldElsewhereError:
+        _deaf()
         with suppress(RuntimeError):  # let the one that tells of it be the first to end: a launcher ends the others in the middle of a word
             dist.monitored_barrier(timeout=GOODBYE)
         raise
     except GanCompressError as error:
+        _deaf()
         if number:
             error.args = (f"process {number + 1} of {count}: {error}",)
         raise
@@ -111,6 +114,12 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
     finally:
         _here = _Here()
+
+
+def _deaf() -> None:
+    """On the way out with an error: a launcher now sends SIGTERM to all, and this process has its own code and words."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _backend(device: torch.device) -> str:
@@ -154,7 +163,8 @@ def launch(processes: int, device: torch.device) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say of exit codes, we say
     try:
-        run.run(run.parse_args(["--standalone", f"--nproc-per-node={processes}", "-m", "gancompress", *sys.argv[1:]]))
+        # -- keeps torchrun from taking options such as --num for its own
+        run.run(run.parse_args(["--standalone", f"--nproc-per-node={processes}", "-m", "--", "gancompress", *sys.argv[1:]]))
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         if failure.exitcode < 0:
