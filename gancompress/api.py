@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gancompress import distributed as ranks
 from gancompress.checkpoint import unused, write_json
 from gancompress.classwise import class_list, evaluate_classes, interpolations, save_worst
 from gancompress.config import load_recipe, recipe_names
@@ -25,7 +27,7 @@ from gancompress.losses import LOSSES
 from gancompress.losses.base import NEEDS
 from gancompress.metrics import FEATURES, evaluate, parse_metrics
 from gancompress.pairs import holds_both, sides
-from gancompress.planning import feed_translator, make_plan, run_plan
+from gancompress.planning import choose_device, feed_translator, make_plan, run_plan
 from gancompress.references import cache_folder
 from gancompress.report import save_grid, save_rows
 from gancompress.runs import EVALUATION_FILE, RUNS, STUDENT_BACK, record_of
@@ -119,7 +121,9 @@ def distill(
     Raises:
         GanCompressError: of the kind that fits.
     """
-    return run_plan(make_plan(teacher, recipe, overrides=overrides, **plan_options), reporter or Silent())
+    with ranks.joined(choose_device(plan_options.get("device", "auto"))):
+        plan = ranks.agreed(lambda: make_plan(teacher, recipe, overrides=overrides, **plan_options), lambda plan: json.dumps(plan.identity))
+        return run_plan(plan, reporter if reporter and not ranks.rank() else Silent())
 
 
 def sample(

@@ -8,12 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gancompress import distributed as ranks
+
 Operation = Literal["colour", "translation", "cutout"]
 
 
 def _colour(x: Tensor) -> Tensor:
     """Brightness + U(-0.5, 0.5), saturation x U(0, 2), contrast x U(0.5, 1.5), of each image."""
-    brightness, saturation, contrast = torch.rand(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
+    brightness, saturation, contrast = ranks.rows(len(x), lambda n: torch.rand(3, n, 1, 1, 1, device=x.device, dtype=x.dtype), dim=1)
     x = x + brightness - 0.5
     grey = x.mean(1, keepdim=True)
     x = grey + (x - grey) * saturation * 2
@@ -24,7 +26,7 @@ def _colour(x: Tensor) -> Tensor:
 def _offsets(x: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Rows and columns (N, H, W) of each pixel after a shift of each image by whole pixels low ... high, each way."""
     n, _, height, width = x.shape
-    down, right = torch.randint(low, high + 1, (2, n, 1, 1), device=x.device)
+    down, right = ranks.rows(n, lambda n: torch.randint(low, high + 1, (2, n, 1, 1), device=x.device), dim=1)
     rows = torch.arange(height, device=x.device)[None, :, None] + down
     columns = torch.arange(width, device=x.device)[None, None, :] + right
     return rows.expand(n, height, width), columns.expand(n, height, width)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from gancompress.errors import GanCompressError, UsageError, is_out_of_memory, printable
+from gancompress.errors import GanCompressError, ToldElsewhereError, UsageError, is_out_of_memory, printable
 
 
 class _Group(TyperGroup):
@@ -20,6 +20,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except ToldElsewhereError as error:
+            raise typer.Exit(error.exit_code) from None
         except GanCompressError as error:
             typer.echo(f"error: {error}", err=True)
             if error.hint:
@@ -129,12 +131,14 @@ def distill(
     fit_discriminator: Annotated[
         float | None, typer.Option("--fit-discriminator", metavar="KIMG", min=0.001, help="First train a discriminator for a teacher that has none.")
     ] = None,
+    gpus: Annotated[Optional[int], typer.Option("--gpus", min=1, help="GPUs of this machine to train on; with --device cpu, processes.")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
-    """Train a smaller student from a teacher. The same command again resumes."""
+    """Train a smaller student from a teacher. The same command again resumes; torchrun ranks train together."""
     from gancompress import console, screens
+    from gancompress import distributed as ranks
     from gancompress.config import parse_override
-    from gancompress.planning import make_plan, run_plan
+    from gancompress.planning import choose_device, make_plan, run_plan
 
     words = list(overrides or [])
     if teacher and "=" in teacher and not Path(teacher).exists():  # no teacher was named: this is the first key=value
@@ -155,28 +159,35 @@ def distill(
         "seed": seed,
     }
     changes = [parse_override(w) for w in words] + [(k, v) for k, v in flags.items() if v is not None]
-    _device(device)
-    plan = make_plan(
-        teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
-        reader_options=_reader_options(classes, reader, family, key),
-        target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
-        fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction, back=back,
-    )  # fmt: skip
-    screens.show_plan(plan)
-    if dry_run:
-        return
-    schedule = plan.recipe.schedule
-    if plan.finished:
-        typer.echo("this run is finished already", err=True)
-    with console.reporter(schedule.steps, schedule.batch_size) as reporter:
-        try:
-            path = run_plan(plan, reporter)
-        except GanCompressError as error:
-            if error.exit_code in (75, 130):
-                error.hint = "the same command goes on" + ("" if out else f" (or --out {plan.run_dir})")
-            raise
-    told = f"   report: {page}" if (page := plan.run_dir / "report.html").is_file() else ""
-    typer.echo(f"student: {path}{told}   next: gancompress eval {plan.run_dir}")
+    if ranks.to_launch(gpus):
+        raise typer.Exit(ranks.launch(gpus or 1, choose_device(device)))
+    with ranks.joined(choose_device(device)):
+        first = ranks.rank() == 0  # the others work in silence
+        if first:
+            _device(device)
+        plan = ranks.agreed(lambda: make_plan(
+            teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
+            reader_options=_reader_options(classes, reader, family, key),
+            target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
+            fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction, back=back,
+        ), lambda plan: json.dumps(plan.identity))  # fmt: skip
+        if first:
+            screens.show_plan(plan)
+        if dry_run:
+            return
+        schedule = plan.recipe.schedule
+        if first and plan.finished:
+            typer.echo("this run is finished already", err=True)
+        with console.reporter(schedule.steps, schedule.batch_size) if first else console.Silent() as reporter:
+            try:
+                path = run_plan(plan, reporter)
+            except GanCompressError as error:
+                if error.exit_code in (75, 130):
+                    error.hint = "the same command goes on" + ("" if out else f" (or --out {plan.run_dir})")
+                raise
+    if first:
+        told = f"   report: {page}" if (page := plan.run_dir / "report.html").is_file() else ""
+        typer.echo(f"student: {path}{told}   next: gancompress eval {plan.run_dir}")
 
 
 @app.command()

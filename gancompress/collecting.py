@@ -24,12 +24,13 @@ from gancompress.brock import truncated_normal
 from gancompress.checkpoint import atomic_write, write_json
 from gancompress.console import Silent, size
 from gancompress.data import RECORDED, Images, draw, rng, seed_for, to_float, to_uint8
+from gancompress.distributed import device_of_process, place
 from gancompress.errors import GanCompressError, MissingError, StoppedError, UsageError
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
 from gancompress.loop import Reporter, StopRequest
 from gancompress.planning import choose_device, feed_translator
-from gancompress.runs import LOCK, differences, locked, rank_and_world, versions
+from gancompress.runs import LOCK, differences, locked, versions
 from gancompress.shards import Array, Settings
 
 #: bounds of what one shard holds: what a stop may cost, and how many files there are
@@ -92,7 +93,7 @@ def prepare(
     Raises:
         GanCompressError: of the kind that fits; the message says what is wrong and what to do.
     """
-    rank, world = rank_and_world()
+    rank, world = place()
     gan, scaled = _load(teacher, dict(reader_options or {}), truncation)
     images = _translated(gan, data, direction, truncation)
     arch, chosen = gan.arch, shards.recorded_classes(gan.arch.classes, classes, per_class)
@@ -108,7 +109,7 @@ def prepare(
         raise UsageError(f"--batch-size {batch_size}: at least 1")
     folder = Path(out)
     there = _refuse_foreign(folder, settings)
-    where = _device_of_rank(device)
+    where = device_of_process(choose_device(device))
     gan.to(where)
     recording = Recording(gan, settings, folder, teacher, where, batch_size, rank, world, images, there if there < settings.num else 0)
     if recording.there:
@@ -158,14 +159,6 @@ def _law(gan: GAN, factor: float | None, images: Images | None, direction: str |
 def _pairs_of_a_shard(arch: Any) -> int:
     fit = max(PREVIEW, min(SHARD_PAIRS, SHARD_BYTES // ((arch.nc + getattr(arch, "nc_in", 0)) * arch.resolution**2)))
     return 1 << (fit.bit_length() - 1)
-
-
-def _device_of_rank(name: str) -> torch.device:
-    """Under torchrun each process of a machine takes a CUDA device of its own, where ``name`` names none."""
-    device, local = choose_device(name), os.environ.get("LOCAL_RANK", "0")
-    if device.type == "cuda" and device.index is None and local.isdecimal():
-        return torch.device("cuda", int(local) % torch.cuda.device_count())
-    return device
 
 
 # --------------------------------------------------------------------------------------------------------------------- the folder

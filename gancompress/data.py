@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gancompress import distributed as ranks
 from gancompress.config import Schedule
 from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.gan import GAN, Batch, Translation
@@ -26,6 +27,8 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 CACHE_BYTES = 4 << 30
 #: random streams: what is drawn with the same seed and step must not be the same numbers
 LATENTS, REAL, FALLBACK, POOL, STEP, PICTURES, EVALUATION, INIT, MIRROR, STANDING, RECORDED = range(11)
+#: a share of a batch's rows, (first, every how many): all of them
+WHOLE = (0, 1)
 
 
 def seed_for(*parts: int) -> int:
@@ -270,18 +273,20 @@ class TeacherPool:
         self._images = torch.empty(size, arch.nc, arch.resolution, arch.resolution, dtype=torch.float16, device=device)
         self._drawn = [False] * (size // chunk)
 
-    def take(self, start: int, count: int, attempt: int = 0) -> tuple[Tensor, Tensor | None, Tensor]:
+    def take(self, start: int, count: int, attempt: int = 0, share: tuple[int, int] = WHOLE) -> tuple[Tensor, Tensor | None, Tensor]:
         """The pairs at places start ... of the endless sequence; the first pass is in order, so that it fills chunk by chunk.
 
-        Another ``attempt`` takes the same pairs in another order.
+        Another ``attempt`` takes the same pairs in another order. Each process of a run draws a pool of its own.
         """
         first = start + count <= self.size and not attempt
         indices = torch.arange(start, start + count) if first else positions(start, count, self.size, self.seed, attempt, POOL)
         for c in (indices // self.chunk).unique().tolist():
             if not self._drawn[c]:
                 inputs, condition = self._inputs[c]
-                self._images[c * self.chunk : (c + 1) * self.chunk] = draw(self.teacher, inputs, condition, self.device).half()
+                with ranks.alone():
+                    self._images[c * self.chunk : (c + 1) * self.chunk] = draw(self.teacher, inputs, condition, self.device).half()
                 self._drawn[c] = True
+        indices = indices[share[0] :: share[1]]
         rows = [(self._inputs[i // self.chunk], i % self.chunk) for i in indices.tolist()]
         labels = [c[r] for (_, c), r in rows if c is not None]
         images = self._images[indices.to(self.device)].float()
@@ -289,9 +294,11 @@ class TeacherPool:
 
 
 class Pairs(Protocol):
-    """A teacher's images beside what they were drawn from, as an endless sequence: latents (N, nz), labels (N,) or None, images in [-1, 1]."""
+    """A teacher's images beside what they were drawn from, as an endless sequence: latents (N, nz), labels (N,) or None, images in [-1, 1].
 
-    def take(self, start: int, count: int, attempt: int = 0) -> tuple[Tensor, Tensor | None, Tensor]: ...
+    ``share`` (r, n): of the count places only the r-th, the (r + n)-th and so on."""
+
+    def take(self, start: int, count: int, attempt: int = 0, share: tuple[int, int] = WHOLE) -> tuple[Tensor, Tensor | None, Tensor]: ...
 
 
 @torch.no_grad()
@@ -304,8 +311,9 @@ def draw(gan: GAN, inputs: Tensor, condition: Tensor | None, device: torch.devic
 class Batches:
     """``batches(step, substep, part) -> Batch``: part ``part`` of ``accumulate`` equal ones of that batch.
 
-    ``attempt`` changes every stream: a retry after a divergence sees other data. A recorded teacher gives ``pairs`` (latents and the
-    teacher's images of them) and ``others`` (its images in an order of their own) in place of what is drawn.
+    Of several processes each has its rows of that part. ``attempt`` changes every stream: a retry after a divergence sees other data. A
+    recorded teacher gives ``pairs`` (latents and the teacher's images of them) and ``others`` (its images in an order of their own) in place
+    of what is drawn.
     """
 
     def __init__(
@@ -331,7 +339,8 @@ class Batches:
     def __call__(self, step: int, substep: int, part: int = 0) -> Batch:
         index, size = step * self.schedule.d_steps + substep, self.schedule.batch_size
         n = size // self.schedule.accumulate
-        start, rows = index * size + part * n, slice(part * n, (part + 1) * n)
+        share = rank, world = ranks.rank(), ranks.world()
+        start, rows = index * size + part * n, slice(part * n + rank, (part + 1) * n, world)
 
         def drawn(gan: GAN, stream: int) -> tuple[Tensor, Tensor | None]:
             """The part's latents and labels; those of a whole batch do not depend on its parts."""
@@ -341,10 +350,10 @@ class Batches:
         pooled: Tensor | None = None
         targets: Tensor | None = None
         if self.translation is not None:
-            inputs, targets = (x.to(self.device) for x in self.translation.take(start, n, self.seed, self.attempt))
+            inputs, targets = (x[rank::world].to(self.device) for x in self.translation.take(start, n, self.seed, self.attempt))
             condition = inputs if self.translation.beside else None
         elif self._pairs is not None:
-            z, c, pooled = self._pairs.take(start, n, self.attempt)
+            z, c, pooled = self._pairs.take(start, n, self.attempt, share)
             inputs, condition = z.to(self.device), c.to(self.device) if c is not None else None
         else:
             inputs, condition = drawn(self.sampler, LATENTS)
@@ -354,7 +363,7 @@ class Batches:
                 return targets, condition
             if self.images is None:
                 return unpaired()
-            found, labels = self.images[positions(start, n, len(self.images), self.seed, self.attempt, REAL)]
+            found, labels = self.images[positions(start, n, len(self.images), self.seed, self.attempt, REAL)[rank::world]]
             if self.mirror:
                 flips = torch.rand(size, generator=rng(self.seed, self.attempt, MIRROR, index))[rows] < 0.5
                 found = torch.where(flips[:, None, None, None], found.flip(3), found)
@@ -369,7 +378,7 @@ class Batches:
 
         def unpaired() -> tuple[Tensor, Tensor | None]:
             if self._others is not None:
-                _, c, images = self._others.take(start, n, self.attempt)
+                _, c, images = self._others.take(start, n, self.attempt, share)
                 return images.to(self.device), c.to(self.device) if c is not None else None
             if self.teacher is None:
                 raise GanCompressError("images are needed, and there are neither real ones nor a teacher")

@@ -8,6 +8,7 @@
     +-- DivergedError           5   training diverged
     +-- ParityError             6   a threshold or parity check failed
     +-- StoppedError           75   stopped by SIGTERM with the state saved (130: Ctrl-C)
+    +-- ToldElsewhereError          what another process of a run on many tells
 
 A message says what is wrong, with which value and in which file; ``hint`` says what to do.
 """
@@ -72,6 +73,14 @@ class ParityError(GanCompressError):
     """What was written does not do what the source does; nothing is left behind."""
 
     exit_code = 6
+
+
+class ToldElsewhereError(GanCompressError):
+    """Another process of this run tells a person of it; ``exit_code`` is the other's."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StoppedError(GanCompressError):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from gancompress import distributed as ranks
 from gancompress.gan import Mismatch, StateDict
 
 T = TypeVar("T")
@@ -37,6 +38,13 @@ def sample_normal(arch: Any, n: int, rng: torch.Generator) -> tuple[Tensor, Tens
     """z ~ N(0, I) (n, nz); labels uniform over the classes (n,) or None: what most families are fed with."""
     z = torch.randn(n, arch.nz, generator=rng)
     return z, torch.randint(arch.classes, (n,), generator=rng) if arch.classes else None
+
+
+def dropout(x: Tensor, share: float) -> Tensor:
+    """(N, ...) with that share of its values at 0 and the others raised; each of several processes has its rows of the batch's pattern."""
+    if ranks.world() == 1:
+        return F.dropout(x, share)
+    return x * ranks.rows(len(x), lambda n: F.dropout(x.new_ones(n, *x.shape[1:]), share))
 
 
 def hint(options: Mapping[str, Any], name: str, kind: type[T]) -> T | None:

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gancompress import distributed as ranks
 from gancompress.checkpoint import atomic_write, has_state, newest_state, save_networks, save_state, write_failure
 from gancompress.config import Recipe, Schedule
 from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
-from gancompress.errors import DivergedError, StoppedError
+from gancompress.errors import DivergedError, StoppedError, ToldElsewhereError
 from gancompress.gan import GAN, Batch, BothWays
 from gancompress.losses.base import DistillationLoss
 
@@ -155,6 +156,12 @@ class Trainer:
         self.counts = dict(state["counts"])
         self.first_bad.fill_(-1)
 
+    def synchronise(self) -> None:
+        """Make the processes of a run alike in what each has of its own: terms since the last line, the first bad step, and BatchNorm's statistics."""
+        buffers = [b for net in (self.student, self.ema.net, self.loss) for b in net.buffers() if b.is_floating_point()]
+        ranks.average_([*self.sums.values(), *buffers])
+        self.first_bad = ranks.earliest(self.first_bad)
+
     def bad_step(self, check_weights: bool) -> tuple[int, str] | None:
         """(the first step whose loss, or the last one after which a weight, was not finite, what it was); None where all is well.
 
@@ -230,6 +237,7 @@ class Trainer:
             self.first_bad = torch.where(bad, self.step, self.first_bad)
             if record:
                 self._record(terms, weight / parts)
+        ranks.average_gradients(optimizer)
         optimizer.step()
 
     def _record(self, terms: dict[str, Tensor], weight: float) -> None:
@@ -261,15 +269,20 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
+        self.writes = ranks.rank() == 0
         self.rewind(step)
 
     def rewind(self, step: int) -> None:
         """Forget the lines after ``step``."""
+        if not self.writes:
+            return
         lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         atomic_write(self.path, "".join(kept).encode())
 
     def write(self, **entry: Any) -> None:
+        if not self.writes:
+            return
         line = json.dumps(entry) + "\n"
         try:
             with self.path.open("a") as file:
@@ -328,20 +341,22 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
 
     state_path = run_dir / "state.pt"
     trainer = Trainer(student, loss, recipe)
-    if has_state(state_path):
-        state, said = newest_state(state_path)
+    saved = ranks.on_first(lambda: newest_state(state_path) if has_state(state_path) else None)
+    if saved:
+        state, said = saved
         if said:
             reporter.note(said)
         trainer.load_state(state)
         reporter.note(f"going on at step {trainer.step:,} of {recipe.schedule.steps:,}")
     else:
-        save_state(state_path, trainer.state())
+        ranks.on_first(lambda: save_state(state_path, trainer.state()))
     log = Log(run_dir / "log.jsonl", trainer.step)
     n, steps = recipe.schedule.batch_size, recipe.schedule.steps
     log_every, picture_every, save_every = (_every(k, n) for k in (recipe.output.log_kimg, recipe.output.pictures_kimg, recipe.output.save_kimg))
     latents, labels, paired = batches.pictures(16, "teacher_images" in loss.needs)
     averaged = GAN(student.family, student.arch, trainer.ema.net)
-    collapse = Collapse(averaged, batches(0, 0).real[:16] if paired is None else paired, run_dir, reporter)
+    with ranks.alone():
+        collapse = Collapse(averaged, batches(0, 0).real[:16] if paired is None else paired, run_dir, reporter)
     clock, clock_step, first_step, told_memory = time.monotonic(), trainer.step, trainer.step, False
 
     with StopRequest().installed() as stop:
@@ -349,7 +364,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
             batches.attempt = trainer.attempt
             trainer.train_step(batches)
             step = trainer.step
-            stopped = stop.signal  # looked at once: what comes later in this step waits for the next
+            stopped = ranks.agreed_signal(stop.signal, step)  # looked at once: what comes later in this step waits for the next
             if not told_memory and (peak := peak_memory(device)):
                 told_memory = True
                 reporter.note(f"peak memory after the first step: {peak / 2**20:,.0f} MiB")
@@ -359,6 +374,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
                 reporter.progress(step, {}, FIRST_LOOK * n / max(time.monotonic() - clock, 1e-9))
             if not (logs or saves or ends or step % picture_every == 0):
                 continue
+            trainer.synchronise()
             if (bad := trainer.bad_step(check_weights=saves or ends)) is not None:
                 _roll_back(trainer, state_path, *bad, log, reporter)
                 clock, clock_step = time.monotonic(), trainer.step
@@ -368,7 +384,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
                 means = trainer.take_means()
                 log.write(step=step, kimg=step * n / 1000, **means, images_per_s=round(rate, 1))
                 reporter.progress(step, means, rate)
-            if step % picture_every == 0 or step == steps:
+            if log.writes and (step % picture_every == 0 or step == steps):
                 images = draw(averaged, latents, labels, device)
                 picture = run_dir / "samples" / f"step-{step:07d}.png"
                 rows = loss.pictures(averaged.generator, latents.to(device))
@@ -378,12 +394,14 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
                     seen["paired_mse"] = float((images - paired).square().mean())
                 log.write(step=step, kimg=step * n / 1000, **seen)
             if saves or ends:
-                save_state(state_path, trainer.state())
+                ranks.on_first(lambda: save_state(state_path, trainer.state()))
             if logs:
                 clock, clock_step = time.monotonic(), step  # pictures and states are no part of the speed
             if stopped and step < steps:
                 name = signal.Signals(stopped).name
                 code = 130 if stopped == signal.SIGINT else 75
+                if ranks.rank():
+                    raise ToldElsewhereError(f"stopped by {name}", exit_code=code)
                 raise StoppedError(f"stopped by {name} at step {step:,} of {steps:,}; the state is saved in {run_dir}", exit_code=code)
     for note in loss.closing_notes():
         reporter.note(note)
@@ -400,14 +418,14 @@ def _roll_back(trainer: Trainer, state_path: Path, bad: int, what: str, log: Log
         DivergedError: it was done RETRIES times before.
     """
     gone_back = trainer.attempt
-    trainer.load_state(newest_state(state_path)[0])
+    trainer.load_state(ranks.on_first(lambda: newest_state(state_path)[0]))
     if gone_back >= RETRIES:
         raise DivergedError(
             f"{what} was not finite at step {bad + 1:,}, for the third time in this run; the last good state is of step {trainer.step:,}",
             "lower optim.g_lr or optim.d_lr, and start in a new --out",
         )
     trainer.attempt = gone_back + 1
-    save_state(state_path, trainer.state())
+    ranks.on_first(lambda: save_state(state_path, trainer.state()))
     log.rewind(trainer.step)
     log.write(step=trainer.step, event="rolled back", non_finite_at_step=bad + 1, non_finite=what)
     reporter.note(f"{what} was not finite at step {bad + 1:,}: going back to step {trainer.step:,}, with other random numbers from there")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +14,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from gancompress import distributed as ranks
 from gancompress.checkpoint import has_state, newest_state, save_networks
 from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
 from gancompress.data import FALLBACK, INIT, LATENTS, Batches, Images, rng, seed_for
-from gancompress.errors import DivergedError, GanCompressError, MissingError, UsageError, is_out_of_memory
+from gancompress.errors import DivergedError, GanCompressError, MissingError, ToldElsewhereError, UsageError, is_out_of_memory
 from gancompress.families import FAMILIES, family_of
 from gancompress.gan import GAN, BothWays, Family, state_hash
 from gancompress.hub import SCHEME
@@ -127,6 +129,16 @@ def _deviation_notes(gans: Iterable[GAN], part: int) -> list[str]:
     ]
 
 
+def _process_notes(student: GAN, loss: DistillationLoss, part: int) -> list[str]:
+    """What several processes share, and what is each one's own."""
+    count, norms = ranks.world(), nn.modules.batchnorm._BatchNorm
+    if count == 1:
+        return []
+    own = any(isinstance(module, norms) for net in (student.generator, loss.critics) for module in net.modules())
+    each = f"{count} processes, each with {part // count} of {part} images at once"
+    return [each + ("; BatchNorm normalises over a process's own, and its stored statistics are means over the processes" if own else "")]
+
+
 # --------------------------------------------------------------------------------------------------------------------- the plan
 
 
@@ -158,9 +170,10 @@ def make_plan(
         GanCompressError: of the kind that fits; the message says what is wrong and what to do.
     """
     overrides = list(overrides)
-    where = choose_device(device)
+    where = ranks.device_of_process(choose_device(device))
     targets = (target_params, target_macs, target_size)
     numbers = _numbers(recipe, overrides, steps, any(targets))
+    ranks.check_batch(numbers.schedule.batch_size, numbers.schedule.accumulate)
     loss_type = LOSSES[numbers.loss]
     if teacher is None and recorded is None and loss_type.needs & OF_TEACHER:
         raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
@@ -229,7 +242,8 @@ def make_plan(
     schedule = numbers.schedule
     more += loss.check((schedule.steps - 1) * schedule.batch_size / 1000, schedule.batch_size)
     if loss.critics:
-        more += _deviation_notes([student, *([source] if source else [])], schedule.batch_size // schedule.accumulate)
+        more += _deviation_notes([student, *([source] if source else [])], schedule.batch_size // schedule.accumulate // ranks.world())
+    more += _process_notes(student, loss, schedule.batch_size // schedule.accumulate)
     if images and len(images) < numbers.schedule.batch_size:
         more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
     if fits:
@@ -458,12 +472,18 @@ def run_plan(plan: Plan, reporter: Reporter) -> Path:
     Raises:
         GanCompressError: another process is at it, stopped, diverged (the last good student is kept), out of memory, disk full.
     """
-    if not plan.finished:
-        with locked(plan.run_dir):
-            claim(plan.run_dir, plan.identity, plan.sources, device_name(plan.device))
-            if not plan.finished:  # by another process, since it was looked at
-                _train(plan, reporter)
-    if not (plan.run_dir / REPORT).is_file():
+    with ExitStack() as held:
+
+        def begin() -> bool:
+            """Whether there is anything left to do."""
+            if not plan.finished:
+                held.enter_context(locked(plan.run_dir))
+                claim(plan.run_dir, plan.identity, plan.sources, device_name(plan.device))
+            return not plan.finished  # by another run, since it was looked at
+
+        if ranks.on_first(begin):
+            _train(plan, reporter)
+    if not ranks.rank() and not (plan.run_dir / REPORT).is_file():
         _report(plan, reporter)
     return plan.run_dir / "student.safetensors"
 
@@ -507,7 +527,9 @@ def _train(plan: Plan, reporter: Reporter) -> None:
             pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
         )  # fmt: skip
         done = train(plan.trained, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
-    except DivergedError:
+    except DivergedError as error:
+        if ranks.rank():
+            raise ToldElsewhereError(str(error), exit_code=error.exit_code) from None
         trainer = Trainer(plan.trained, plan.loss, plan.recipe)
         trainer.load_state(newest_state(plan.run_dir / "state.pt")[0])
         kept = plan.run_dir / "student-last-good.safetensors"
@@ -519,7 +541,7 @@ def _train(plan: Plan, reporter: Reporter) -> None:
             raise
         size = schedule.batch_size
         raise GanCompressError(f"out of memory with --batch-size {size} on {device}", f"try --batch-size {max(1, size // 2)} in a new --out") from None
-    _finish(plan, done, facts)
+    ranks.on_first(lambda: _finish(plan, done, facts))
     if plan.images and plan.images.unreadable:
         first = ", ".join(plan.images.unreadable[:5])
         reporter.note(f"{len(plan.images.unreadable)} unreadable images were passed over: {first}")
@@ -532,18 +554,19 @@ def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
     teacher, folder = plan.teacher, plan.run_dir / "teacher-discriminator"
     assert teacher is not None
     path = folder / "discriminator.safetensors"
-    if not path.is_file():
+    if not ranks.on_first(path.is_file):
         recipe = plan.recipe.model_copy(update={"schedule": plan.recipe.schedule.model_copy(update={"kimg": plan.fit_kimg, "ema_kimg": 0.0})})
         weights = {k: v for k, v in plan.recipe.weights.items() if k in AdversarialWeights.model_fields}
         loss = Fit(teacher, teacher, AdversarialWeights.model_validate(weights)).to(plan.device)
         batches = Batches(
             teacher, teacher, plan.images, recipe.schedule, mirror=recipe.data.mirror, seed=recipe.seed, pool=0, device=plan.device
         )  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
+        ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
         reporter.note(f"training a discriminator for the teacher: {plan.fit_kimg:g} kimg")
         train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device)
         critic: Any = loss.critics["student"]
-        save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"})
+        facts = {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"}
+        ranks.on_first(lambda: save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, facts))
     teacher.discriminator = build(find(str(path)), "discriminator").to(plan.device)
     teacher.freeze()
     # anew, since it may have begun as a copy of what was not yet trained

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gancompress import user_module
 from gancompress.checkpoint import read_json
-from gancompress.data import EXTENSIONS, RECORDED, positions, to_float
+from gancompress.data import EXTENSIONS, RECORDED, WHOLE, positions, to_float
 from gancompress.errors import MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN
@@ -272,25 +272,26 @@ class Feed:
         self.recorded, self.seed, self.stream, self.device, self.kept = recorded, seed, stream, device, kept
         self._workers = min(8, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._workers, "recorded")
-        self._windows: dict[tuple[int, int, int], Future[Pairs]] = {}
+        self._windows: dict[tuple[int, int, int, tuple[int, int]], Future[Pairs]] = {}
 
-    def take(self, start: int, count: int, attempt: int = 0) -> Pairs:
+    def take(self, start: int, count: int, attempt: int = 0, share: tuple[int, int] = WHOLE) -> Pairs:
         """Latents (N, nz), labels (N,) or None, images (N, C, R, R) in [-1, 1], on the device: places start ... of an endless sequence of epochs.
 
-        Another ``attempt`` takes the same pairs in another order.
+        Another ``attempt`` takes the same pairs in another order; ``share`` (r, n): only the r-th of them, the (r + n)-th and so on.
         """
         # back by what may be taken again, forward by what was begun before such a step back
-        near = {(start + i * count, count, attempt) for i in range(-self.kept, self.kept + self._workers + 1)}
+        near = {(start + i * count, count, attempt, share) for i in range(-self.kept, self.kept + self._workers + 1)}
         for window in self._windows.keys() - near:
             self._windows.pop(window).cancel()
         for i in range(self._workers + 1):
-            if (window := (start + i * count, count, attempt)) not in self._windows:
+            if (window := (start + i * count, count, attempt, share)) not in self._windows:
                 self._windows[window] = self._pool.submit(self._read, *window)
-        inputs, labels, images = self._windows[start, count, attempt].result()
+        inputs, labels, images = self._windows[start, count, attempt, share].result()
         images = images.to(self.device, non_blocking=True)
         images = to_float(images) if images.dtype == torch.uint8 else images.float()
         return inputs.to(self.device), None if labels is None else labels.to(self.device), images
 
-    def _read(self, start: int, count: int, attempt: int) -> Pairs:
-        inputs, labels, images = self.recorded[positions(start, count, len(self.recorded), self.seed, attempt, RECORDED, self.stream)]
+    def _read(self, start: int, count: int, attempt: int, share: tuple[int, int]) -> Pairs:
+        places = positions(start, count, len(self.recorded), self.seed, attempt, RECORDED, self.stream)
+        inputs, labels, images = self.recorded[places[share[0] :: share[1]]]
         return inputs, labels, images.pin_memory() if self.device.type == "cuda" else images

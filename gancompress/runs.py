@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import sys
@@ -29,18 +28,6 @@ STUDENT_BACK, CRITIC_BACK = "student_back.safetensors", "discriminator_back.safe
 
 def versions() -> dict[str, str]:
     return {"gancompress": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Of torchrun's environment, (0, 1) without it.
-
-    Raises:
-        UsageError: numbers that make no sense.
-    """
-    texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not all(t.isdecimal() for t in texts) or not int(texts[0]) < int(texts[1]):
-        raise UsageError(f"RANK={texts[0]} and WORLD_SIZE={texts[1]} in the environment: expected a rank below the number of ranks")
-    return int(texts[0]), int(texts[1])
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import nearest_multiple
+from gancompress.layers import dropout, nearest_multiple
 from gancompress.patchgan import (
     SETTINGS,
     SURE,
@@ -100,10 +100,11 @@ class Block(nn.Module):
             return Layer(conv, norm_layer(arch.g_norm, width, arch.statistics))
 
         self.first, self.second = layer(), layer()
-        self.dropout = nn.Dropout(0.5 if arch.dropout else 0.0)
+        self.dropout = 0.5 if arch.dropout else 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.dropout(F.relu(self.first(x))))
+        between = F.relu(self.first(x))
+        return x + self.second(dropout(between, self.dropout) if self.dropout and self.training else between)
 
 
 class Generator(nn.Module):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gancompress import distributed as ranks
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
 from gancompress.layers import sample_normal, scale_width, upfirdn, with_labels
@@ -177,7 +178,7 @@ class Styled(nn.Module):
             x = _filter(x, (1, 1, 1, 1), gain=4)
         x = x * demodulate[:, :, None, None]
         if self.noise != "none":
-            noise = self.noise_const if self.noise == "const" else torch.randn(len(x), 1, *x.shape[2:], device=x.device, dtype=x.dtype)
+            noise = self.noise_const if self.noise == "const" else ranks.normal(x[:, :1])
             x = x + noise * self.noise_strength
         return _activate(x, self.bias, gain, self.clamp)
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gancompress import distributed as ranks
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Family, Mismatch, Part, Reading, StateDict, parse_arch
 from gancompress.layers import sample_normal, scale_width, upfirdn, with_labels
@@ -234,7 +235,7 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         if self.training:
-            self.magnitude_ema.copy_(x.detach().square().mean().lerp(self.magnitude_ema, MAGNITUDE_BETA))
+            self.magnitude_ema.copy_(ranks.mean(x.detach().square().mean()).lerp(self.magnitude_ema, MAGNITUDE_BETA))
         gain = self.magnitude_ema.rsqrt()
         styles = self.affine(w)
         if self.rgb:

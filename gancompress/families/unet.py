@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
-from gancompress.layers import nearest_multiple
+from gancompress.layers import dropout, nearest_multiple
 from gancompress.patchgan import (
     SETTINGS,
     SURE,
@@ -100,7 +100,7 @@ class Generator(nn.Module):
         initialise(self)
 
     def _drop(self, x: Tensor, here: bool) -> Tensor:
-        return F.dropout(x, 0.5, self.training) if here and self.arch.dropout else x
+        return dropout(x, 0.5) if here and self.arch.dropout and self.training else x
 
     def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
         n, x = len(self.down), checked_images(inputs, self.arch.nc_in, 1 << len(self.down))

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from gancompress import distributed as ranks
 from gancompress.augment import augment
 from gancompress.errors import UsageError
 from gancompress.gan import GAN, Batch
@@ -68,6 +69,8 @@ class AutoGuide(nn.Module):
     @torch.no_grad()
     def observe(self, student: Tensor, real: Tensor, teacher: Tensor | None) -> None:
         """Scores (N,) of the student's and of real images; ``teacher``: of the teacher's, given at the first step alone."""
+        student, real = ranks.gathered(student), ranks.gathered(real)
+        teacher = None if teacher is None else ranks.gathered(teacher)
         new = 1.0 if teacher is not None else 1 - 0.5 ** (len(student) / 1000)
         self.student.lerp_(student.mean(), new)
         self.real.lerp_(real.mean(), new)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
+from gancompress import distributed as ranks
 from gancompress.augment import Operation, augment
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss, Weights
@@ -46,7 +47,7 @@ GAMES: dict[str, Game] = {
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, condition: Tensor | None) -> Tensor:
     """E (||grad_x D(x)||_2 - 1)^2 at x = e real + (1 - e) fake, e uniform per image (Gulrajani et al. 2017, arXiv:1704.00028, Eq. 3)."""
-    e = torch.rand(len(real), 1, 1, 1, device=real.device)
+    e = ranks.rows(len(real), lambda n: torch.rand(n, 1, 1, 1, device=real.device))
     x = (e * real + (1 - e) * fake).detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(x, condition).sum(), x, create_graph=True)
     return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
@@ -74,11 +75,11 @@ class PathLength(nn.Module):
     def forward(self, generator: nn.Module, inputs: Tensor, condition: Tensor | None) -> Tensor:
         styles = generator.styles(inputs, condition)  # type: ignore[operator]
         images = generator(styles)
-        y = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
+        y = ranks.normal(images) / math.sqrt(images.shape[2] * images.shape[3])
         (gradient,) = torch.autograd.grad((images * y).sum(), styles, create_graph=True)
         lengths = gradient.square().sum(2).mean(1).sqrt()
         with torch.no_grad():
-            self.mean.lerp_(lengths.mean(), 0.01)
+            self.mean.lerp_(ranks.gathered(lengths).mean(), 0.01)
         return (lengths - self.mean.clone()).square().mean()
 
 

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gancompress import distributed as ranks
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss
 from gancompress.losses.gan import AdversarialWeights, PathLength
@@ -43,7 +44,7 @@ class StyledLoss(DistillationLoss):
 def mixed(generator: nn.Module, batch: Batch, probability: float) -> Tensor:
     """Images whose layers from a random one on take the styles of other latents (Karras et al. 2019, arXiv:1812.04948, §3.1)."""
     styles = generator.styles(batch.inputs, batch.condition)  # type: ignore[operator]
-    others = generator.styles(torch.randn_like(batch.inputs), batch.condition)  # type: ignore[operator]
+    others = generator.styles(ranks.normal(batch.inputs), batch.condition)  # type: ignore[operator]
     layers = styles.shape[1]
     device = styles.device
     crossover = torch.where(torch.rand((), device=device) < probability, torch.randint(1, layers, (), device=device), layers)

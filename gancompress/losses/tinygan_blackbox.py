@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
+from gancompress import distributed as ranks
 from gancompress.errors import UsageError
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss, Weights
@@ -80,7 +81,7 @@ class TinyganBlackbox(DistillationLoss):
         images, labels = self.real(batch)
         # the loop seeds torch's own numbers in each step
         seeded = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        z = self.latents.sample(len(images), seeded)[0].to(images.device)
+        z = ranks.rows(len(images), lambda n: self.latents.sample(n, seeded)[0]).to(images.device)
         made: Tensor = self.student.generator(z, labels)
         return made, labels
 
