@@ -292,19 +292,29 @@ def sample(
 def export(
     student: Annotated[Optional[str], typer.Argument(help="A student, run folder or teacher; default: the newest finished run.")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option("--out", help="Directory; default: export/ in the run folder.")] = None,  # noqa: UP045
+    formats: Annotated[str, typer.Option("--format", help="Of safetensors, onnx, pt2 and openvino, with commas between.")] = "safetensors",
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
+    int8: Annotated[bool, typer.Option("--int8", help="With onnx: also model.int8.onnx, 8-bit weights and activations.")] = False,
+    calibrate: Annotated[int, typer.Option("--calibrate", min=1, metavar="N", help="Inputs that --int8 looks at.")] = 256,
+    feature_extractor: Annotated[Optional[str], typer.Option(help="Measure what --int8 costs in Frechet distance: as for eval.")] = None,  # noqa: UP045
+    noise: Annotated[str, typer.Option("--noise", help="Of a StyleGAN2 as onnx, pt2 or openvino: fixed, or input.")] = "fixed",
     classes: Classes = None,
     reader: ReaderOption = None,
 ) -> None:
-    """Write model.safetensors and config.json, checked against the source network."""
+    """Write model.safetensors and other formats with config.json, each run and checked against the source network."""
     from gancompress import api
     from gancompress.exporter import export as write
 
     source = student or str(api.newest_run())
     if out is None and not Path(source).is_dir():
         raise UsageError("--out DIR is needed where the source is no run folder")
-    target = write(source, out or Path(source) / "export", dtype, _reader_options(classes, reader))
-    typer.echo(f'exported: {target}   load: gancompress.load("{target}")')
+    names = tuple(name.strip() for name in formats.split(",") if name.strip())
+    target = write(
+        source, out or Path(source) / "export", dtype, _reader_options(classes, reader),
+        formats=names, noise=noise, int8=int8, calibrate=calibrate, feature_extractor=feature_extractor,
+    )  # fmt: skip
+    load = f'load: gancompress.load("{target}")' if "safetensors" in names else f"checked: {target / 'parity.json'}"
+    typer.echo(f"exported: {target}   {load}")
 
 
 @app.command()

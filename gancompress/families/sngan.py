@@ -175,7 +175,7 @@ class Generator(nn.Module):
 
     def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
         arch = self.arch
-        labels = (_check_labels(condition, len(inputs), arch.classes),) if arch.classes else ()
+        labels = (_check_labels(condition, inputs.shape[0], arch.classes),) if arch.classes else ()
         x = self.linear(with_labels(inputs.flatten(1), None, 0, arch.nz)).unflatten(1, (-1, arch.bottom, arch.bottom))
         for i, block in enumerate(self.blocks):
             x = block(x, labels)

@@ -177,7 +177,7 @@ class Styled(nn.Module):
             x = _filter(x, (1, 1, 1, 1), gain=4)
         x = x * demodulate[:, :, None, None]
         if self.noise != "none":
-            noise = self.noise_const if self.noise == "const" else torch.randn(len(x), 1, *x.shape[2:], device=x.device, dtype=x.dtype)
+            noise = self.noise_const if self.noise == "const" else torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device, dtype=x.dtype)
             x = x + noise * self.noise_strength
         return _activate(x, self.bias, gain, self.clamp)
 
@@ -239,7 +239,7 @@ class SynthesisBlock(nn.Module):
     def forward(self, x: Tensor | None, image: Tensor | None, ws: Tensor) -> tuple[Tensor, Tensor | None]:
         """ws: (N, 2 or 3, w_dim), in the order of use."""
         if x is None:
-            x = self.conv1(self.const.repeat(len(ws), 1, 1, 1), ws[:, 0])
+            x = self.conv1(self.const.repeat(ws.shape[0], 1, 1, 1), ws[:, 0])
         elif self.residual:
             half = math.sqrt(0.5)
             x = self.skip(x, half) + self.conv1(self.conv0(x, ws[:, 0]), ws[:, 1], half)
