@@ -297,6 +297,7 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="With onnx: also model.int8.onnx, 8-bit weights and activations.")] = False,
     calibrate: Annotated[int, typer.Option("--calibrate", min=1, metavar="N", help="Inputs that --int8 looks at.")] = 256,
     feature_extractor: Annotated[Optional[str], typer.Option(help="Measure what --int8 costs in Frechet distance: as for eval.")] = None,  # noqa: UP045
+    keys: Annotated[str, typer.Option("--keys", help="own, or original: also original.pth, for the code the family comes from.")] = "own",
     noise: Annotated[str, typer.Option("--noise", help="Of a StyleGAN2 as onnx, pt2 or openvino: fixed, or input.")] = "fixed",
     classes: Classes = None,
     reader: ReaderOption = None,
@@ -311,7 +312,7 @@ def export(
     names = tuple(name.strip() for name in formats.split(",") if name.strip())
     target = write(
         source, out or Path(source) / "export", dtype, _reader_options(classes, reader),
-        formats=names, noise=noise, int8=int8, calibrate=calibrate, feature_extractor=feature_extractor,
+        formats=names, noise=noise, int8=int8, calibrate=calibrate, feature_extractor=feature_extractor, keys=keys,
     )  # fmt: skip
     load = f'load: gancompress.load("{target}")' if "safetensors" in names else f"checked: {target / 'parity.json'}"
     typer.echo(f"exported: {target}   {load}")

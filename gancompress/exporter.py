@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from gancompress import onnx_export
-from gancompress.checkpoint import save_networks, write_failure, write_json
+from gancompress.checkpoint import save_networks, save_state, write_failure, write_json
 from gancompress.data import EVALUATION, rng, to_uint8
 from gancompress.describing import describe
 from gancompress.errors import CheckpointError, GanCompressError, ParityError, UsageError
@@ -23,6 +24,7 @@ from gancompress.gan import GAN
 from gancompress.loading import build, find, load_gan
 from gancompress.metrics import features_of, frechet_distance
 from gancompress.onnx_export import FILES, Run
+from gancompress.original_keys import original, read_back
 
 #: largest difference of a pixel in [-1, 1] that an export may show
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
@@ -36,8 +38,9 @@ FRECHET_IMAGES = 2000
 #: inputs of a batch while quantisation looks at activations
 CALIBRATION_BATCH = 16
 FORMATS = ("safetensors", "onnx", "pt2", "openvino")
+ORIGINAL = "original.pth"
 #: files that an export writes, and the next one into the same directory replaces
-OURS = {"model.safetensors", "config.json", "parity.json", "model.bin", *FILES.values()}
+OURS = {"model.safetensors", "config.json", "parity.json", "model.bin", ORIGINAL, *FILES.values()}
 
 
 def convert(source: str, out: str | Path, *, discriminator: str | None = None, reader_options: dict[str, Any] | None = None) -> Path:
@@ -79,6 +82,7 @@ class Wish:
     int8: bool = False
     calibrate: int = 256
     feature_extractor: str | None = None
+    keys: str = "own"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -89,6 +93,8 @@ class Wish:
             raise UsageError("--format: no format is named", f"formats: {', '.join(FORMATS)}")
         if self.noise not in ("fixed", "input"):
             raise UsageError(f"--noise {self.noise}: expected fixed or input")
+        if self.keys not in ("own", "original"):
+            raise UsageError(f"--keys {self.keys}: expected own or original")
         if self.int8 and ("onnx" not in self.formats or self.dtype != "float32"):
             raise UsageError(
                 f"--int8 with --format {','.join(self.formats)} --dtype {self.dtype}: it is made from the float32 ONNX file", "--format onnx --int8"
@@ -168,7 +174,7 @@ class _Check:
 
 
 def export(source: str, out: str | Path, dtype: str = "float32", reader_options: dict[str, Any] | None = None, *, formats: Sequence[str] = ("safetensors",),
-           noise: str = "fixed", int8: bool = False, calibrate: int = 256, feature_extractor: str | None = None) -> Path:  # fmt: skip
+           noise: str = "fixed", int8: bool = False, calibrate: int = 256, feature_extractor: str | None = None, keys: str = "own") -> Path:  # fmt: skip
     """Write any source's generator into a directory, in each format asked for, with config.json and parity.json; returns the directory.
 
     Each file is run at batch 1, 4 and 7 on 16 fixed inputs and has to give the source's images: to 1e-4 in float32, 1e-2 in float16.
@@ -179,12 +185,13 @@ def export(source: str, out: str | Path, dtype: str = "float32", reader_options:
         noise: of a StyleGAN2: "fixed", the stored maps, or "input", further inputs noise_0 ... (N, 1, H, W).
         int8: write model.int8.onnx too, calibrated on ``calibrate`` inputs; its PSNR has to be 35 dB, and ``feature_extractor`` (as for
             ``gancompress eval``) measures the change in Frechet distance.
+        keys: "original" adds original.pth, the network under the names of the project it comes from, for that project's own code.
 
     Raises:
         UsageError: an unknown format or dtype, a directory with other files in it. MissingError: a package of an extra is not installed.
         ParityError: what was written does not give the source's images; nothing is left. GanCompressError: a format cannot hold the network.
     """
-    wish = Wish(tuple(dict.fromkeys(formats)), dtype, noise, int8, calibrate, feature_extractor)
+    wish = Wish(tuple(dict.fromkeys(formats)), dtype, noise, int8, calibrate, feature_extractor, keys)
     onnx_export.need_extras(wish.formats)
     gan, metadata = _source(source, reader_options)
     if wish.int8 and not gan.arch.nz:
@@ -231,18 +238,23 @@ def _write_all(gan: GAN, metadata: dict[str, Any], wish: Wish, folder: Path) -> 
     if "safetensors" in wish.formats:
         path = folder / "model.safetensors"
         save_networks(path, gan.family, gan.arch, {"generator": gan.generator}, facts, DTYPES[wish.dtype])
-        parity[path.name] = check.within_tolerance(_again(path, check), "safetensors")
+        parity[path.name] = check.within_tolerance(_again(check, lambda: unfolded(load_gan(str(path)))), "safetensors")
     if others := [name for name in wish.formats if name != "safetensors"]:
         parity |= _write_others(gan, wish, others, facts, check, folder)
+    if wish.keys == "original":
+        layout, other = original(gan), folder / ORIGINAL
+        save_state(other, tree_map_only(Tensor, lambda t: t.contiguous().to(DTYPES[wish.dtype] if t.is_floating_point() else t.dtype), layout.content))
+        parity[ORIGINAL] = check.within_tolerance(_again(check, lambda: read_back(gan, other, layout.settings)), "original keys")
+        facts["original"] = {"file": ORIGINAL, "project": layout.project, "load": layout.load, "settings": layout.settings}
     worst = max(d for each in parity.values() if each["dtype"] != "int8" for d in each["max_abs_difference"].values())
     write_json(folder / "config.json", facts | {"formats": list(wish.formats), "noise": wish.noise, "parity_max_difference": worst})
     write_json(folder / "parity.json", {"source": Path(gan.source).name, "source_sha256": facts["sha256"], "inputs": INPUTS, "files": parity})
 
 
-def _again(path: Path, check: _Check) -> Run:
-    """The network of a written safetensors file."""
+def _again(check: _Check, read: Callable[[], nn.Module]) -> Run:
+    """The network of a written file, as our own reader has it."""
     try:
-        net = unfolded(load_gan(str(path)))
+        net = read()
     except CheckpointError as error:  # a number too large for float16 became infinite
         raise ParityError(f"{check.gan.source} as {check.wish.dtype}: it cannot be loaded again ({error}); nothing was written") from None
     return lambda tensors: net(tensors[0], tensors[1] if check.gan.arch.classes else None)

@@ -162,7 +162,7 @@ LEVELS = [
     {"contents", "pairs"},
     {"loading", "report", "extractors", "runs", "shards"},
     {"loop", "metrics", "folding", "students", "recorded"},
-    {"planning", "classwise", "describing", "onnx_export"},
+    {"planning", "classwise", "describing", "onnx_export", "original_keys"},
     {"exporter"},
     {"collecting"},
     {"api", "screens"},

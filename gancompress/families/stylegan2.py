@@ -413,7 +413,7 @@ MARKS: dict[tuple[Project, Part], str] = {
 ASIDE = r"(?:.+\.)?resample_filter|(?:convs|to_rgbs)\.\d+\..+\.kernel|lod"
 
 
-def _rosinality(key: str, part: Part, top: int) -> str:
+def rosinality_name(key: str, part: Part, top: int) -> str:
     """rosinality's name of our tensor (stylegan2-pytorch)."""
     block, layer, leaf = _split(key)
     level = block.bit_length() - 4  # 8x8 is level 0
@@ -476,7 +476,7 @@ class _File:
             raise Mismatch("it has no blocks of doubling resolution as a StyleGAN2 has", self.score / 2)
 
     def name(self, key: str) -> str:
-        return key if self.project == "nvlabs" else {"rosinality": _rosinality, "tensorflow": _tensorflow}[self.project](key, self.part, self.top)
+        return key if self.project == "nvlabs" else {"rosinality": rosinality_name, "tensorflow": _tensorflow}[self.project](key, self.part, self.top)
 
     def has(self, key: str) -> bool:
         return self.name(key) in self.state
