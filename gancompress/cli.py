@@ -375,14 +375,20 @@ def sample(
 def export(
     student: Annotated[Optional[str], typer.Argument(help="A student, run folder or teacher; default: the newest finished run.")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option("--out", help="Directory; default: export/ in the run folder.")] = None,  # noqa: UP045
+    formats: Annotated[str, typer.Option("--format", help="Of safetensors, onnx, pt2 and openvino, with commas between.")] = "safetensors",
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
+    int8: Annotated[bool, typer.Option("--int8", help="With onnx: also model.int8.onnx, 8-bit weights and activations.")] = False,
+    calibrate: Annotated[int, typer.Option("--calibrate", min=1, metavar="N", help="Inputs that --int8 looks at.")] = 256,
+    feature_extractor: Annotated[Optional[str], typer.Option(help="Measure what --int8 costs in Frechet distance: as for eval.")] = None,  # noqa: UP045
+    keys: Annotated[str, typer.Option("--keys", help="own, or original: also original.pth, for the code the family comes from.")] = "own",
+    noise: Annotated[str, typer.Option("--noise", help="Of a StyleGAN2 as onnx, pt2 or openvino: fixed, or input.")] = "fixed",
     push_to_hub: Annotated[Optional[str], typer.Option(metavar="OWNER/NAME", help="Publish it on the Hugging Face Hub with a model card.")] = None,  # noqa: UP045
     private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: a new repository is private.")] = False,
     licence: Annotated[Optional[str], typer.Option("--license", metavar="ID", help="With --push-to-hub, where the teacher's is unknown: mit, other.")] = None,  # noqa: UP045
     classes: Classes = None,
     reader: ReaderOption = None,
 ) -> None:
-    """Write model.safetensors and config.json, checked against the source network; --push-to-hub publishes them."""
+    """Write model.safetensors and other formats with config.json, each run and checked against the source network; --push-to-hub publishes them."""
     from gancompress import api, publishing
     from gancompress.exporter import export as write
 
@@ -390,9 +396,16 @@ def export(
     if out is None and not Path(source).is_dir():
         raise UsageError("--out DIR is needed where the source is no run folder")
     options = _reader_options(classes, reader)
+    names = tuple(name.strip() for name in formats.split(",") if name.strip())
+    if push_to_hub and "safetensors" not in names:
+        raise UsageError(f"--push-to-hub {push_to_hub}: --format {formats} has no safetensors, which is what loads from the Hub", "--format safetensors,onnx")
     publication = publishing.prepare(source, push_to_hub, private=private, licence=licence, options=options)  # refused before anything is written
-    target = write(source, out or Path(source) / "export", dtype, options)
-    typer.echo(f'exported: {target}   load: gancompress.load("{target}")')
+    target = write(
+        source, out or Path(source) / "export", dtype, options,
+        formats=names, noise=noise, int8=int8, calibrate=calibrate, feature_extractor=feature_extractor, keys=keys,
+    )  # fmt: skip
+    load = f'load: gancompress.load("{target}")' if "safetensors" in names else f"checked: {target / 'parity.json'}"
+    typer.echo(f"exported: {target}   {load}")
     if publication:
         typer.echo(f'published: {publishing.publish(publication, target)}   load: gancompress.load("{push_to_hub}")')
 

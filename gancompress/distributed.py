@@ -302,7 +302,7 @@ def rows(n: int, draw: Callable[[int], Tensor], dim: int = 0) -> Tensor:
 
 def normal(like: Tensor) -> Tensor:
     """This process's rows of standard normal numbers, of the shape (n, ...) of ``like``."""
-    return rows(len(like), lambda n: torch.randn(n, *like.shape[1:], device=like.device, dtype=like.dtype))
+    return rows(like.shape[0], lambda n: torch.randn(n, *like.shape[1:], device=like.device, dtype=like.dtype))
 
 
 def gathered(values: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ def with_labels(z: Tensor, condition: Tensor | None, classes: int, nz: int) -> T
         return z
     if condition is None:
         raise ValueError(f"this network is conditional: give labels (N,) in 0 ... {classes - 1} as condition")
-    if condition.shape != (len(z),):
-        raise ValueError(f"labels have shape {tuple(condition.shape)}, expected ({len(z)},)")
+    n = z.shape[0]  # not len(z), here and in every generator: a whole number would fix the batch size of what is exported
+    if condition.shape != (n,):
+        raise ValueError(f"labels have shape {tuple(condition.shape)}, expected ({n},)")
     return torch.cat([z, F.one_hot(condition, classes).to(z.dtype)], 1)
 
 

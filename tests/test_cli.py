@@ -73,7 +73,7 @@ def test_distill_then_eval_export_and_sample_without_an_argument(tiny_teacher, e
     assert "FID" not in table
 
     call("export")
-    assert {p.name for p in (run / "export").iterdir()} == {"model.safetensors", "config.json"}
+    assert {p.name for p in (run / "export").iterdir()} == {"model.safetensors", "config.json", "parity.json"}
     call("sample", "--num", "9", "--device", "cpu")
     assert Image.open(elsewhere / "samples.png").size == (192, 192)  # three to a row, 8 x 8 enlarged to 64
     z = torch.randn(3, 4)

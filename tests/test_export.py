@@ -32,7 +32,7 @@ def images_of(net):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 1e-2)])
 def test_an_export_loads_back_and_gives_the_same_images(dtype, tolerance, tiny_teacher, tmp_path):
     folder = gancompress.export(str(tiny_teacher), tmp_path / "out", dtype)
-    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json"}
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json", "parity.json"}
     assert not list(tmp_path.glob("*.partial"))
     tensors = load_file(folder / "model.safetensors")
     assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {DTYPES[dtype]}

@@ -143,7 +143,7 @@ class Generator(nn.Module):
         z = inputs.flatten(1)
         if z.shape[1] != self.arch.nz:
             raise ValueError(f"latents have {z.shape[1]} values each, this network takes {self.arch.nz}")
-        y = checked_labels(condition, len(z), self.arch.classes)
+        y = checked_labels(condition, z.shape[0], self.arch.classes)
         if self.arch.shared_dim:
             y = self.shared(y)
         conditions = [y] * len(self.blocks)

@@ -150,7 +150,7 @@ class Generator(nn.Module):
         z = inputs.flatten(1)
         if z.shape[1] != self.arch.nz:
             raise ValueError(f"latents have {z.shape[1]} values each, this network takes {self.arch.nz}")
-        y = torch.cat([self.shared(checked_labels(condition, len(z), self.arch.classes)), z], 1)
+        y = torch.cat([self.shared(checked_labels(condition, z.shape[0], self.arch.classes)), z], 1)
         x = self.linear(y).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             x = block(x, y)

@@ -157,6 +157,33 @@ def _convs(state: StateDict, pattern: str) -> list[int]:
     return sorted({int(m.group(1)) for key, t in state.items() if t.ndim == 4 and (m := re.fullmatch(pattern, key))})
 
 
+#: modules that go before a convolution of each way up
+GAPS: dict[Up, int] = {"transposed": 0, "nearest": 1, "bilinear": 2}
+
+
+def _rise(up: Up, blocks: int, halvings: int) -> list[int]:
+    """Numbers of the convolutions behind the blocks: each way up, then the last one."""
+    behind, gap = 4 + 3 * halvings + blocks, GAPS[up]
+    return [behind + gap + i * (3 + gap) for i in range(halvings)] + [behind + halvings * (3 + gap) + 1]
+
+
+def places_of(name: str, blocks: int, halvings: int, up: Up, second: int, separable: bool) -> dict[str, str]:
+    """{our module: the file's}. ``name``: of what is in a block; ``second``: number of its second convolution, 6 with dropout between."""
+    rise, first = _rise(up, blocks, halvings), 4 + 3 * halvings
+    places = {"last": f"model.{rise[-1]}"}
+    for i in range(halvings + 1):
+        places |= {f"down.{i}.conv": f"model.{1 + 3 * i}", f"down.{i}.norm": f"model.{2 + 3 * i}"}
+    for i, at in enumerate(rise[:-1]):
+        places |= {f"up.{i}.conv": f"model.{at}", f"up.{i}.norm": f"model.{at + 1}"}
+    for i in range(blocks):
+        for ours, number in (("first", 1), ("second", second)):
+            block = f"model.{first + i}.{name}"
+            places[f"blocks.{i}.{ours}.norm"] = f"{block}.{number + 1}"
+            inside = {"conv": ""} if not separable else {"conv.depthwise": ".conv.0", "conv.norm": ".conv.1", "conv.pointwise": ".conv.2"}
+            places |= {f"blocks.{i}.{ours}.{k}": f"{block}.{number}{v}" for k, v in inside.items()}
+    return places
+
+
 def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     """A ResNet generator as junyanz, GAN Compression, eriklindernoren (huggan) or their forks name it, or a PatchGAN.
 
@@ -180,29 +207,15 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     halvings = (first - 4) // 3  # (conv, norm, ReLU) each, behind the padding
     if first != 4 + 3 * halvings or halvings < 1:
         raise Mismatch(f"model.{first}.{name} is the first block: padding, 7x7 and halvings before it are 7, 10, 13 ... modules", SURE)
-    # behind the blocks: what goes before a convolution of each way up, and where its convolutions and the last one are then
-    gaps: dict[Up, int] = {"transposed": 0, "nearest": 1, "bilinear": 2}
-    expected = {up: [first + blocks + gap + i * (3 + gap) for i in range(halvings)] + [first + blocks + halvings * (3 + gap) + 1] for up, gap in gaps.items()}
-    up = max(gaps, key=lambda way: len(set(expected[way]) & set(convs)))
-    down, rise = [1 + 3 * i for i in range(halvings + 1)], expected[up]
+    up = max(GAPS, key=lambda way: len(set(_rise(way, blocks, halvings)) & set(convs)))
+    down, rise = [1 + 3 * i for i in range(halvings + 1)], _rise(up, blocks, halvings)
     shapes = {i: conv_shape(state, f"model.{i}.weight") for i in down + rise}
     separable = any(re.fullmatch(rf"{inner}\.\d\.conv\.\d\.weight", key) for key in state)
     seconds = _convs(state, rf"{inner}\.(\d)\.{'conv.0.' if separable else ''}weight")
     if seconds not in ([1, 5], [1, 6]):
         raise Mismatch(f"convolutions at model.{first}.{name}.{{{','.join(map(str, seconds))}}}: expected 1 and 5, or 1 and 6 with dropout between", SURE)
 
-    places = {"last": f"model.{rise[-1]}"}
-    for i, at in enumerate(down):
-        places |= {f"down.{i}.conv": f"model.{at}", f"down.{i}.norm": f"model.{at + 1}"}
-    for i, at in enumerate(rise[:-1]):
-        places |= {f"up.{i}.conv": f"model.{at}", f"up.{i}.norm": f"model.{at + 1}"}
-    for i in range(blocks):
-        for ours, number in (("first", 1), ("second", seconds[1])):
-            block = f"model.{first + i}.{name}"
-            places[f"blocks.{i}.{ours}.norm"] = f"{block}.{number + 1}"
-            inside = {"conv": ""} if not separable else {"conv.depthwise": ".conv.0", "conv.norm": ".conv.1", "conv.pointwise": ".conv.2"}
-            places |= {f"blocks.{i}.{ours}.{k}": f"{block}.{number}{v}" for k, v in inside.items()}
-
+    places = places_of(name, blocks, halvings, up, seconds[1], separable)
     norms = [theirs for ours, theirs in places.items() if ours.endswith("norm")]
     bias = any(f"{theirs}.bias" in state for ours, theirs in places.items() if theirs not in norms and ours != "last")
     norm = norm_of(state, norms, bias)

@@ -175,7 +175,7 @@ class Generator(nn.Module):
 
     def forward(self, inputs: Tensor, condition: Tensor | None = None) -> Tensor:
         arch = self.arch
-        labels = (_check_labels(condition, len(inputs), arch.classes),) if arch.classes else ()
+        labels = (_check_labels(condition, inputs.shape[0], arch.classes),) if arch.classes else ()
         x = self.linear(with_labels(inputs.flatten(1), None, 0, arch.nz)).unflatten(1, (-1, arch.bottom, arch.bottom))
         for i, block in enumerate(self.blocks):
             x = block(x, labels)
@@ -284,6 +284,11 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     return _read_generator(state, blocks["block"])
 
 
+def generator_modules(blocks: int) -> dict[str, str]:
+    """{mimicry's module: ours} outside a generator's blocks, which are called block2, block3, ..."""
+    return {"l1": "linear", f"b{blocks + 2}": "norm", f"c{blocks + 2}": "conv", "attn_block": "attention"}
+
+
 def _read_generator(state: StateDict, names: list[str]) -> Reading:
     first, last = _weight(state, "l1", 2), len(names) + 2
     starts = [_weight(state, f"{name}.c1", 4).shape[1] for name in names]
@@ -303,7 +308,7 @@ def _read_generator(state: StateDict, names: list[str]) -> Reading:
     fields |= {"classes": table.shape[0] if table is not None and table.ndim == 2 else 0, "g_widths": widths, "g_attention": attention}
     fields |= {"g_identity": tuple(i for i, name in enumerate(names) if not _has(state, f"{name}.c_sc") and widths[i] == widths[i + 1])}
     fields |= {"g_spectral": f"l1.{ORIGINAL}" in state}
-    modules = {"l1": "linear", f"b{last}": "norm", f"c{last}": "conv", "attn_block": "attention"}
+    modules = generator_modules(len(names))
     said = ["bilinear upsampling, ReLU, tanh"]
     if side == 32 and not fields["classes"]:
         said.append("images in [-1, 1] (mimicry's DCGAN for CIFAR-10, which makes them in [0, 1], has the same keys: --reader unit_pixels=true)")

@@ -240,7 +240,7 @@ class SynthesisBlock(nn.Module):
     def forward(self, x: Tensor | None, image: Tensor | None, ws: Tensor) -> tuple[Tensor, Tensor | None]:
         """ws: (N, 2 or 3, w_dim), in the order of use."""
         if x is None:
-            x = self.conv1(self.const.repeat(len(ws), 1, 1, 1), ws[:, 0])
+            x = self.conv1(self.const.repeat(ws.shape[0], 1, 1, 1), ws[:, 0])
         elif self.residual:
             half = math.sqrt(0.5)
             x = self.skip(x, half) + self.conv1(self.conv0(x, ws[:, 0]), ws[:, 1], half)
@@ -414,7 +414,7 @@ MARKS: dict[tuple[Project, Part], str] = {
 ASIDE = r"(?:.+\.)?resample_filter|(?:convs|to_rgbs)\.\d+\..+\.kernel|lod"
 
 
-def _rosinality(key: str, part: Part, top: int) -> str:
+def rosinality_name(key: str, part: Part, top: int) -> str:
     """rosinality's name of our tensor (stylegan2-pytorch)."""
     block, layer, leaf = _split(key)
     level = block.bit_length() - 4  # 8x8 is level 0
@@ -477,7 +477,7 @@ class _File:
             raise Mismatch("it has no blocks of doubling resolution as a StyleGAN2 has", self.score / 2)
 
     def name(self, key: str) -> str:
-        return key if self.project == "nvlabs" else {"rosinality": _rosinality, "tensorflow": _tensorflow}[self.project](key, self.part, self.top)
+        return key if self.project == "nvlabs" else {"rosinality": rosinality_name, "tensorflow": _tensorflow}[self.project](key, self.part, self.top)
 
     def has(self, key: str) -> bool:
         return self.name(key) in self.state

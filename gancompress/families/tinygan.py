@@ -202,7 +202,8 @@ THEIRS = (
 MAX_DEPTH = 10
 
 
-def _their_name(name: str, part: Part) -> str:
+def their_name(name: str, part: Part) -> str:
+    """The authors' name of our tensor."""
     for pattern, new in THEIRS:
         name = re.sub(pattern, new, name)
     if part == "generator":
@@ -238,7 +239,7 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
         net = Generator(Arch(**fields)) if part == "generator" else Discriminator(Arch(**fields))
     out, rest = {}, dict(state)
     for name, expected in net.state_dict().items():
-        key = _their_name(name, part)
+        key = their_name(name, part)
         if key not in rest:
             raise Mismatch(f"{key} is missing", 0.9)
         out[name] = rest.pop(key)

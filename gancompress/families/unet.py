@@ -122,37 +122,44 @@ class Generator(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------- the reader
 
 
-def _levels(state: StateDict) -> list[str]:
-    """junyanz's nested modules: the prefix of each level but the outermost, from outside in."""
+def _downs(state: StateDict) -> int:
+    """How often junyanz's nested modules halve the image."""
     nested = [re.match(r"model\.model\.1\.((?:model\.3\.)*)model\.\d+\.\w+$", key) for key in state]
     depth = max((len(m.group(1)) // len("model.3.") for m in nested if m), default=0)
-    return ["model.model.1." + "model.3." * i for i in range(min(depth, MOST_DOWNS) + 1)]
+    return min(depth, MOST_DOWNS) + 2
 
 
-def _pix2pix_places(state: StateDict) -> tuple[dict[str, str], int]:
-    levels = _levels(state)
-    n = len(levels) + 1
+def pix2pix_places(n: int) -> dict[str, str]:
+    """{our module: junyanz's} of a U-Net that halves n times; each level but the outermost is a module inside the one before."""
+    levels = ["model.model.1." + "model.3." * i for i in range(n - 1)]
     places = {"down.0.conv": "model.model.0", "last": "model.model.3"}
     for i, prefix in enumerate(levels, 1):
         up = 3 if i == n - 1 else 5  # the innermost has neither a norm on its way down nor a level inside
         places |= {f"down.{i}.conv": f"{prefix}model.1", f"up.{i - 1}.conv": f"{prefix}model.{up}", f"up.{i - 1}.norm": f"{prefix}model.{up + 1}"}
         if i < n - 1:
             places[f"down.{i}.norm"] = f"{prefix}model.2"
-    return places, n
+    return places
 
 
 #: the layers of eriklindernoren's U-Net
 LINDERNOREN = re.compile(r"(down|up)(\d{1,2})\.model\.0\.weight")
 
 
-def _lindernoren_places(state: StateDict) -> tuple[dict[str, str], int]:
-    n = max(int(m.group(2)) + (m.group(1) == "up") for key in state if (m := LINDERNOREN.fullmatch(key)))
+def lindernoren_places(n: int) -> dict[str, str]:
+    """{our module: eriklindernoren's} of a U-Net that halves n times."""
     places = {"last": "final.2"}
     for i in range(n):
         places |= {f"down.{i}.conv": f"down{i + 1}.model.0"} | ({f"down.{i}.norm": f"down{i + 1}.model.1"} if 0 < i < n - 1 else {})
     for i in range(1, n):
         places |= {f"up.{i - 1}.conv": f"up{n - i}.model.0", f"up.{i - 1}.norm": f"up{n - i}.model.1"}
-    return places, n
+    return places
+
+
+def skips_first(state: StateDict, widths: tuple[int, ...], back: bool = False) -> None:
+    """eriklindernoren puts the skip behind what comes up, we in front: exchange them in every layer that takes both."""
+    for i, width in enumerate(widths[:-1]):
+        key, axis = ("last.weight", 1) if i == 0 else (f"up.{i - 1}.conv.weight", 0)
+        state[key] = state[key].roll(-width if back else width, axis)
 
 
 def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
@@ -165,12 +172,13 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
         return critic
     fields: dict[str, Any]
     if any(key.startswith("model.model.1.model.") for key in state):
-        (places, n), form = _pix2pix_places(state), "pix2pix"
+        n, form = _downs(state), "pix2pix"
     elif any(LINDERNOREN.fullmatch(key) for key in state):
-        (places, n), form = _lindernoren_places(state), "lindernoren"
+        n, form = max(int(m.group(2)) + (m.group(1) == "up") for key in state if (m := LINDERNOREN.fullmatch(key))), "lindernoren"
     else:
         raise Mismatch("model.model.0.weight is missing, and down1.model.0.weight: a U-Net has one of them")
     theirs = form == "lindernoren"
+    places = lindernoren_places(n) if theirs else pix2pix_places(n)
     shapes: list[tuple[int, ...]] = []
     for module in [*(f"down.{i}.conv" for i in range(n)), "last"]:
         key = f"{places[module]}.weight"
@@ -182,10 +190,8 @@ def read(state: StateDict, options: Mapping[str, Any]) -> Reading:
     fields = {"form": form, "g_widths": tuple(s[0] for s in shapes[:-1]), "g_norm": norm, "g_bias": bias}
     fields |= {"nc_in": shapes[0][1], "nc": shapes[-1][0 if theirs else 1], "resolution": 1 << n if n >= 7 else 256}
     out, assumptions = renamed(state, built(Arch, fields, Generator), places)
-    if theirs:  # they put the skip behind, we in front
-        for i, width in enumerate(fields["g_widths"][:-1]):
-            key, axis = ("last.weight", 1) if i == 0 else (f"up.{i - 1}.conv.weight", 0)
-            out[key] = out[key].roll(width, axis)
+    if theirs:
+        skips_first(out, fields["g_widths"])
     assumptions.append(f"images of {fields['resolution']} x {fields['resolution']}; any multiple of {1 << n} runs: --reader resolution=N")
     assumptions.append("no dropout while a student trains, which leaves no trace in a file: --reader dropout=true")
     if norm == "batch":
