@@ -93,7 +93,7 @@ def test_pictures_are_on_the_latents_of_the_first(found, tiny_teacher, runs):
 
 
 def test_curves_of_all_runs_share_a_panel(found):
-    assert list(found.panels) == ["mse", "paired_mse"]
+    assert list(found.panels) == ["mse", "diversity", "paired_mse"]
     assert list(found.panels["mse"]) == ["2", "3", "4"]
 
 
@@ -177,7 +177,7 @@ def test_a_page_has_it_all_and_is_inert(found, runs):
     assert sum(tag == "table" for tag, _ in elements.found) == 4
     labels = [a["aria-label"] for tag, a in elements.found if tag == "svg"]
     assert [label.split(" against ")[1].split(":")[0] for label in labels[:3]] == ["parameters", "MACs (input positions)", "milliseconds, batch 1"]
-    assert [label.split(" over ")[0] for label in labels[3:]] == ["mse", "paired mse"]
+    assert [label.split(" over ")[0] for label in labels[3:]] == ["mse", "diversity", "paired mse"]
     assert len([a for tag, a in elements.found if tag == "img"]) == 8
     assert runs[0] in elements.text
     assert "weights sha256" in elements.text

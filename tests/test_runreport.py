@@ -112,7 +112,11 @@ def test_a_report_tells_what_was_compressed_by_how_much_and_how_to_go_on(tiny_te
     assert (folder / "recipe.yaml").read_text() in text
     assert f"gancompress compare {tiny_teacher.resolve()} . --reader nc=1 --out compare.html" in text
     assert len([a for t, a in elements.found if t == "img"]) == 6  # two rows of eight of each, and one row of each between latents
-    assert [a["aria-label"].split(":")[0] for t, a in elements.found if t == "svg"] == ["mse over training", "paired mse over training"]
+    assert [a["aria-label"].split(":")[0] for t, a in elements.found if t == "svg"] == [
+        "mse over training",
+        "paired mse over training",
+        "diversity over training",
+    ]
     assert len((folder / "report.html").read_bytes()) < 100_000
 
 
@@ -136,6 +140,12 @@ def test_a_missing_report_is_written_when_the_command_is_repeated(tiny_teacher, 
     path.unlink()
     distilled(path.parent, tiny_teacher)
     assert path.read_bytes() == before
+    assert b"rolled back" not in before
+    with (path.parent / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 3, "kimg": 0.012, "event": "rolled back", "non_finite_at_step": 4}) + "\n")
+    path.unlink()
+    distilled(path.parent, tiny_teacher)
+    assert "Step 3: rolled back." in path.read_text()
 
 
 def test_a_report_that_cannot_be_written_is_noted_and_the_run_is_whole(tiny_teacher, tmp_path, monkeypatch):
