@@ -108,7 +108,7 @@ def measure(
             notes.append(f"{row['number']} shares no latents with 1: its pictures are of its own, and it has no paired error")
     if unsteady := [str(row["number"]) for row in rows if row["latency_iqr_ms_batch_1"] > row["latency_ms_batch_1"] / 4]:
         notes.append(
-            f"milliseconds of {', '.join(unsteady)} spread (IQR) by more than a quarter of their median: measure speed on a machine with nothing else to do"
+            f"Milliseconds of {', '.join(unsteady)} spread (IQR) by more than a quarter of their median: measure speed on a machine with nothing else to do"
         )
     panels, more = _curves(folders)
     result = {"protocol": protocol, "rows": rows, "over_seeds": _over_seeds(rows, folders), "notes": notes + more}

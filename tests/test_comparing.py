@@ -77,7 +77,7 @@ def test_runs_that_differ_in_their_seed_alone_are_averaged(found):
 def test_unsteady_milliseconds_are_said(tiny_teacher, runs, monkeypatch):
     monkeypatch.setattr(metrics, "latency", lambda gan, batch_size, device: (4.0, 1.1 if gan.source == runs[0] else 0.9))
     got = comparing.measure([str(tiny_teacher), runs[0]], num_images=8, device="cpu", feature_extractor="digits").result
-    assert [note.split(" spread")[0] for note in got["notes"]] == ["milliseconds of 2"]
+    assert [note.split(" spread")[0] for note in got["notes"]] == ["Milliseconds of 2"]
 
 
 def test_a_run_given_twice_counts_once(tiny_teacher, runs):

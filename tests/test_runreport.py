@@ -187,6 +187,14 @@ def test_a_translator_is_shown_with_its_inputs_and_no_latents(tmp_path):
     assert "G(inputs)" in elements.text
 
 
+def test_between_latents_the_class_stays_and_is_named(tmp_path):
+    gan = small_gan("dcgan", SMALL["dcgan"][1])
+    save_networks(tmp_path / "teacher.safetensors", gan.family, gan.arch, gan.networks, {})
+    text = check_inert((distilled(tmp_path / "run", tmp_path / "teacher.safetensors", steps=2) / "report.html").read_text()).text
+    assert re.search(r"between two latents, class [012]\.", text)
+    assert "G(torch.randn(16, 4), torch.randint(3, (16,)))" in text
+
+
 def test_other_latents_than_the_teachers_are_said(tiny_data, tmp_path):
     teacher = make_gan(nz=6)
     save_networks(tmp_path / "teacher.safetensors", teacher.family, teacher.arch, teacher.networks, {})
