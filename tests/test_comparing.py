@@ -133,6 +133,13 @@ def test_numbers_of_different_protocols_are_refused(tiny_teacher, runs, monkeypa
         comparing.measure([str(tiny_teacher), *runs[:2]], num_images=8, feature_extractor="digits", device="cpu")
 
 
+def test_what_evaluate_notes_of_some_is_told_with_their_numbers_and_of_all_once(tiny_teacher, runs, monkeypatch):
+    real = metrics.evaluate
+    monkeypatch.setattr(comparing, "evaluate", lambda gan, *a, **k: real(gan, *a, **k) | {"notes": ["few images"] + ["collapsed"] * (gan.source == runs[1])})
+    options = {"num_images": 8, "feature_extractor": "digits", "device": "cpu"}
+    assert comparing.measure([str(tiny_teacher), *runs], **options).result["notes"] == ["few images", "3: collapsed"]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [({"resolution": 16, "g_widths": (4, 4), "d_widths": (4, 4)}, "images of resolution 16, .* 8"), ({"nc": 3}, "channels: 3, .* 1")],
