@@ -95,7 +95,8 @@ def measure(
         if feature_extractor or weights:
             raise
         notes.append(f"distances and scores are left out: {error}; {error.hint}")
-    protocol, columns = _measured(gans, images, extractor, num_images, seed, where)
+    protocol, columns, told = _measured(gans, images, extractor, num_images, seed, where)
+    notes += told
     if "reference" in protocol and images is None:
         protocol["reference"] = f"samples of 1 ({sources[0]})"
     folders = [_run_of(source) for source in sources]
@@ -109,7 +110,7 @@ def measure(
             notes.append(f"{row['number']} shares no latents with 1: its pictures are of its own, and it has no paired error")
     if unsteady := [str(row["number"]) for row in rows if row["latency_iqr_ms_batch_1"] > row["latency_ms_batch_1"] / 4]:
         notes.append(
-            f"milliseconds of {', '.join(unsteady)} spread (IQR) by more than a quarter of their median: measure speed on a machine with nothing else to do"
+            f"Milliseconds of {', '.join(unsteady)} spread (IQR) by more than a quarter of their median: measure speed on a machine with nothing else to do"
         )
     panels, more = _curves(folders)
     result = {"protocol": protocol, "rows": rows, "over_seeds": _over_seeds(rows, folders), "notes": notes + more}
@@ -128,8 +129,8 @@ def _check_alike(sources: Sequence[str], gans: Sequence[GAN]) -> None:
 
 def _measured(
     gans: Sequence[GAN], images: Images | None, extractor: Extractor | None, num_images: int, seed: int, device: torch.device
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(protocol, a column for each generator); all of one protocol.
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """(protocol, a column for each generator, what ``evaluate`` notes of which); all of one protocol.
 
     Raises:
         GanCompressError: their protocols differ, so that no two numbers may stand side by side.
@@ -147,7 +148,12 @@ def _measured(
                 column["paired"] = paired
     if any(f["protocol"] != found[0]["protocol"] for f in found):
         raise GanCompressError("the sources were measured by different protocols; their numbers are not comparable", "run the comparison again")
-    return dict(found[0]["protocol"]), columns
+    noted: dict[str, list[int]] = {}
+    for number, f in enumerate(found, 1 + len(gans) - len(found)):
+        for note in f.get("notes", ()):
+            noted.setdefault(note, []).append(number)
+    told = [note if len(numbers) == len(found) else f"{', '.join(map(str, numbers))}: {note}" for note, numbers in noted.items()]
+    return dict(found[0]["protocol"]), columns, told
 
 
 def _run_of(source: str) -> Path | None:

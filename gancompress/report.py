@@ -130,7 +130,7 @@ def panels_of(log_path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]
     for line in log_path.read_text().splitlines():
         entry = json.loads(line)
         for key, value in entry.items():
-            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step") and isinstance(value, int | float):
+            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step", "non_finite") and isinstance(value, int | float):
                 panel = SCORES if key.startswith("score_") else key.removesuffix("_back")
                 panels.setdefault(panel, {}).setdefault(key, []).append((entry["kimg"], value))
     return panels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -120,12 +121,14 @@ def _interpolation(student: GAN, teacher: GAN | None, seed: int, device: torch.d
 
 
 def _curves(log: Path) -> list[Html]:
-    """A chart of each term; what the log holds once is said in words."""
+    """A chart of each term; what the log holds once, and events such as going back to a saved state, are said in words."""
     panels = panels_of(log)
     charts = [curves(title.replace("_", " "), lines) for title, lines in panels.items() if any(len(points) > 1 for points in lines.values())]
     single = [(name, points) for lines in panels.values() for name, points in lines.items() if all(len(p) == 1 for p in lines.values())]
     said = facts([(name.replace("_", " "), f"{points[0][1]:.4g} at {points[0][0]:g} kimg") for name, points in single])
-    return [block("grid", charts), said] if panels else [paragraph("The log holds no values.")]
+    events = [entry for entry in map(json.loads, log.read_text().splitlines()) if "event" in entry]
+    told = [paragraph(f"Step {entry['step']:,}: {entry['event']}.") for entry in events]
+    return [block("grid", charts), said, *told] if panels else [paragraph("The log holds no values."), *told]
 
 
 def _numbers(recipe: dict[str, Any]) -> list[tuple[str, str]]:

@@ -57,7 +57,7 @@ def test_distill_then_eval_export_and_sample_without_an_argument(tiny_teacher, e
     run = elsewhere / "runs" / "00000-mse-dcgan-x0.5"
     assert said.splitlines()[-1].startswith(f"student: {run.relative_to(elsewhere)}")
     assert "next: gancompress eval" in said.splitlines()[-1]
-    assert {"student.safetensors", "report.html", "curves.png", "log.jsonl", "recipe.yaml", "run.json", "state.pt", "samples"} == {
+    assert {"student.safetensors", "report.html", "curves.png", "log.jsonl", "recipe.yaml", "run.json", "state.pt", "state.previous.pt", "samples"} == {
         p.name for p in run.iterdir() if p.name[0] != "."
     }
     assert Image.open(run / "curves.png").size[0] > 200

@@ -77,7 +77,7 @@ def test_runs_that_differ_in_their_seed_alone_are_averaged(found):
 def test_unsteady_milliseconds_are_said(tiny_teacher, runs, monkeypatch):
     monkeypatch.setattr(metrics, "latency", lambda gan, batch_size, device: (4.0, 1.1 if gan.source == runs[0] else 0.9))
     got = comparing.measure([str(tiny_teacher), runs[0]], num_images=8, device="cpu", feature_extractor="digits").result
-    assert [note.split(" spread")[0] for note in got["notes"]] == ["milliseconds of 2"]
+    assert [note.split(" spread")[0] for note in got["notes"]] == ["Milliseconds of 2"]
 
 
 def test_a_run_given_twice_counts_once(tiny_teacher, runs):
@@ -93,7 +93,7 @@ def test_pictures_are_on_the_latents_of_the_first(found, tiny_teacher, runs):
 
 
 def test_curves_of_all_runs_share_a_panel(found):
-    assert list(found.panels) == ["mse", "paired_mse"]
+    assert list(found.panels) == ["mse", "diversity", "paired_mse"]
     assert list(found.panels["mse"]) == ["2", "3", "4"]
 
 
@@ -131,6 +131,13 @@ def test_numbers_of_different_protocols_are_refused(tiny_teacher, runs, monkeypa
     monkeypatch.setattr(comparing, "evaluate", other_each_time)
     with pytest.raises(GanCompressError, match="different protocols"):
         comparing.measure([str(tiny_teacher), *runs[:2]], num_images=8, feature_extractor="digits", device="cpu")
+
+
+def test_what_evaluate_notes_of_some_is_told_with_their_numbers_and_of_all_once(tiny_teacher, runs, monkeypatch):
+    real = metrics.evaluate
+    monkeypatch.setattr(comparing, "evaluate", lambda gan, *a, **k: real(gan, *a, **k) | {"notes": ["few images"] + ["collapsed"] * (gan.source == runs[1])})
+    options = {"num_images": 8, "feature_extractor": "digits", "device": "cpu"}
+    assert comparing.measure([str(tiny_teacher), *runs], **options).result["notes"] == ["few images", "3: collapsed"]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +184,7 @@ def test_a_page_has_it_all_and_is_inert(found, runs):
     assert sum(tag == "table" for tag, _ in elements.found) == 4
     labels = [a["aria-label"] for tag, a in elements.found if tag == "svg"]
     assert [label.split(" against ")[1].split(":")[0] for label in labels[:3]] == ["parameters", "MACs (input positions)", "milliseconds, batch 1"]
-    assert [label.split(" over ")[0] for label in labels[3:]] == ["mse", "paired mse"]
+    assert [label.split(" over ")[0] for label in labels[3:]] == ["mse", "diversity", "paired mse"]
     assert len([a for tag, a in elements.found if tag == "img"]) == 8
     assert runs[0] in elements.text
     assert "weights sha256" in elements.text

@@ -112,7 +112,7 @@ def test_a_report_tells_what_was_compressed_by_how_much_and_how_to_go_on(tiny_te
     assert (folder / "recipe.yaml").read_text() in text
     assert f"gancompress compare {tiny_teacher.resolve()} . --reader nc=1 --out compare.html" in text
     assert len([a for t, a in elements.found if t == "img"]) == 6  # two rows of eight of each, and one row of each between latents
-    assert [a["aria-label"].split(":")[0] for t, a in elements.found if t == "svg"] == ["mse over training", "paired mse over training"]
+    assert [a["aria-label"].split(":")[0] for t, a in elements.found if t == "svg"] == [f"{name} over training" for name in ("mse", "diversity", "paired mse")]
     assert len((folder / "report.html").read_bytes()) < 100_000
 
 
@@ -136,6 +136,12 @@ def test_a_missing_report_is_written_when_the_command_is_repeated(tiny_teacher, 
     path.unlink()
     distilled(path.parent, tiny_teacher)
     assert path.read_bytes() == before
+    assert b"rolled back" not in before
+    with (path.parent / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 3, "kimg": 0.012, "event": "rolled back", "non_finite_at_step": 4}) + "\n")
+    path.unlink()
+    distilled(path.parent, tiny_teacher)
+    assert "Step 3: rolled back." in path.read_text()
 
 
 def test_a_report_that_cannot_be_written_is_noted_and_the_run_is_whole(tiny_teacher, tmp_path, monkeypatch):
@@ -179,6 +185,14 @@ def test_a_translator_is_shown_with_its_inputs_and_no_latents(tmp_path):
     assert [a["alt"] for t, a in elements.found if t == "img"][:3] == [f"{name}: images 1 to 8" for name in ("input", "teacher", "student")]
     assert "From one latent" not in elements.text
     assert "G(inputs)" in elements.text
+
+
+def test_between_latents_the_class_stays_and_is_named(tmp_path):
+    gan = small_gan("dcgan", SMALL["dcgan"][1])
+    save_networks(tmp_path / "teacher.safetensors", gan.family, gan.arch, gan.networks, {})
+    text = check_inert((distilled(tmp_path / "run", tmp_path / "teacher.safetensors", steps=2) / "report.html").read_text()).text
+    assert re.search(r"between two latents, class [012]\.", text)
+    assert "G(torch.randn(16, 4), torch.randint(3, (16,)))" in text
 
 
 def test_other_latents_than_the_teachers_are_said(tiny_data, tmp_path):
