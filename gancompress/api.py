@@ -19,6 +19,7 @@ from gancompress.data import EVALUATION, Images, draw, rng
 from gancompress.distances import Statistics, read_statistics
 from gancompress.errors import GanCompressError, MissingError, ParityError, UsageError
 from gancompress.extractors import Extractor, make_extractor
+from gancompress.fidelity import default_batch_size
 from gancompress.gan import GAN, state_hash
 from gancompress.hub import SCHEME, in_cache
 from gancompress.loading import find, load_gan
@@ -207,23 +208,20 @@ def measure(
     device = device or torch.device("cpu")
     wanted = parse_metrics(metrics) if metrics is not None else None
     gan, teacher, against, notes = student_and_teacher(source, against, options)
-    translators = [g for g in (gan, teacher) if g and not g.arch.nz]
-    for translator in translators:
-        feed_translator(translator, data, direction)
-    images = _reference_of(data, gan) if data and not translators else None
+    images = _images_for(gan, teacher, data, direction)
     if per_class is not None:
         if metrics is not None or save_stats is not None:
             raise UsageError(f"--per-class {per_class}: distances within classes and nothing else", "leave out --metrics and --save-stats")
         if isinstance(images, Statistics):
             raise UsageError(f"--data {data}: statistics know no classes", "--data with labelled images")
+        protocol = {"num_images": num_images, "seed": seed, "device": device, "batch_size": batch_size or default_batch_size(gan.arch.resolution, device)}
         extractor = make_extractor(feature_extractor or "inception", weights, device)
-        size = {} if batch_size is None else {"batch_size": batch_size}
-        found = eval_classes(gan, teacher, images, extractor, per_class, pictures, num_images=num_images, seed=seed, device=device, **size)
+        found = eval_classes(gan, teacher, images, extractor, per_class, pictures, **protocol)
         return found | {"source": source, "against": against, "notes": notes}
     if pictures is not None:
         raise UsageError(f"--pictures {pictures}: they are of classes", "--per-class all")
     asked = bool(feature_extractor or weights or max_fid is not None or save_stats or (wanted and FEATURES & set(wanted)))
-    chosen: Extractor | None = None
+    chosen = None
     if asked or (wanted is None and (images is not None or teacher)):
         try:
             chosen = make_extractor(feature_extractor or "inception", weights, device)
@@ -251,7 +249,13 @@ def student_and_teacher(source: str, against: str | None, options: dict[str, Any
     return gan, load_gan(against, options=options) if against else None, against, notes
 
 
-def _reference_of(data: str, gan: GAN) -> Images | Statistics:
+def _images_for(gan: GAN, teacher: GAN | None, data: str | None, direction: str | None) -> Images | Statistics | None:
+    """What ``data`` is to a generator: real images or their statistics. Translators are fed with it."""
+    translators = [g for g in (gan, teacher) if g and not g.arch.nz]
+    for translator in translators:
+        feed_translator(translator, data, direction)
+    if not data or translators:
+        return None
     return read_statistics(Path(data).expanduser()) or Images(data, gan.arch.resolution, gan.arch.nc)
 
 

@@ -229,7 +229,7 @@ def evaluate(
     against: Annotated[Optional[str], typer.Option("--against", help="The teacher; default: the one the run was made from.")] = None,  # noqa: UP045
     data: Data = None,
     direction: Direction = None,
-    metrics: Annotated[Optional[str], typer.Option(metavar="LIST", help="Of fid,kid,is,pr,ppl,vol,paired,lpips,diversity,latency.")] = None,  # noqa: UP045
+    metrics: Annotated[Optional[str], typer.Option(metavar="LIST", help="Of fid, kid, is, pr, ppl, vol, paired, lpips, diversity, latency.")] = None,  # noqa: UP045
     num_images: Annotated[int, typer.Option("--num-images", min=2, help="Images generated, and real ones used.")] = 5000,
     batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Images at a time; it changes no number.")] = None,  # noqa: UP045
     truncation: Annotated[Optional[float], typer.Option(help="The family's own, of student and teacher alike.")] = None,  # noqa: UP045

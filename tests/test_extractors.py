@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from gancompress import extractors, weights
 from gancompress.cli import app
 from gancompress.errors import CheckpointError
-from gancompress.extractors import Inception, make_extractor
+from gancompress.extractors import Inception, inception_path, make_extractor, stock_inception
+from gancompress.unpickle import open_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -54,6 +55,14 @@ def test_features_are_those_of_the_stock_extractor(inception, ours):
         assert mine.shape == theirs.shape
         assert float((mine - theirs).norm() / theirs.norm()) < 1e-6
         assert float((theirs[0] - theirs[1]).norm() / theirs[0].norm()) > 1e-3  # images do differ
+
+
+@pytest.mark.network
+def test_features_of_the_real_weights_are_those_of_the_stock_extractor():
+    path = inception_path(None)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    for mine, theirs in zip(Inception(path, CPU)(images), stock_inception(open_checkpoint(path).content)(images), strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-6
 
 
 def test_grey_images_are_taken_as_rgb(ours):
