@@ -216,6 +216,12 @@ def place(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """They take most of a short run's time, and are looked at in test_report.py."""
+    monkeypatch.setattr("gancompress.report.save_curves", lambda *_: None)
+
+
 def planned(place, out, *overrides, teacher="ab", back="ba", **options):
     options = {"recipe": "portable-i2i", "steps": 5, "data": str(place / "sides.npz")} | options
     back = str(place / f"{back}.safetensors") if back else None
