@@ -22,6 +22,7 @@ from gancompress.gan import GAN, shares_latents
 from gancompress.loading import load_gan
 from gancompress.metrics import evaluate
 from gancompress.planning import choose_device, feed_translator
+from gancompress.references import cache_folder
 from gancompress.report import panels_of
 from gancompress.runs import record_of
 
@@ -135,7 +136,7 @@ def _measured(
     Raises:
         GanCompressError: their protocols differ, so that no two numbers may stand side by side.
     """
-    options: dict[str, Any] = {"num_images": num_images, "extractor": extractor, "seed": seed, "device": device}
+    options: dict[str, Any] = {"num_images": num_images, "extractor": extractor, "seed": seed, "device": device, "cache": cache_folder()}
     first = gans[0]
     if images is None and extractor is not None:  # the first one's samples are the reference
         found = [evaluate(gan, first, None, **options) for gan in gans[1:]]

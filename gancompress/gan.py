@@ -148,6 +148,11 @@ class BothWays(nn.Module):
         return images
 
 
+def one_way(generator: nn.Module) -> nn.Module:
+    """The network that makes the images when ``generator`` is called: of two translators the one there."""
+    return generator.there if isinstance(generator, BothWays) else generator
+
+
 def state_hash(state: StateDict) -> str:
     """sha256 over names, shapes and bytes of a state dict, independent of order."""
     digest = hashlib.sha256()

@@ -23,7 +23,7 @@ from gancompress.checkpoint import atomic_write, has_state, newest_state, save_n
 from gancompress.config import Recipe, Schedule
 from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
 from gancompress.errors import DivergedError, StoppedError, ToldElsewhereError
-from gancompress.gan import GAN, Batch, BothWays
+from gancompress.gan import GAN, Batch, one_way
 from gancompress.losses.base import DistillationLoss
 
 #: steps after which a person is first told how long it will take
@@ -311,8 +311,7 @@ class Collapse:
         """The student's diversity as a share of the reference's."""
         share = diversity(images) / max(self.reference, 1e-12)
         if share >= 2 * COLLAPSED:  # not at the very edge, where a student that only begins to learn may be
-            there = self.student.generator.there if isinstance(self.student.generator, BothWays) else self.student.generator
-            self.sound, self.told = (step, copy.deepcopy(there).cpu()), False
+            self.sound, self.told = (step, copy.deepcopy(one_way(self.student.generator)).cpu()), False
         elif share < COLLAPSED and not self.told and (self.sound or last):
             self.told = True
             said = f"step {step:,}: the student's images are nearly alike (diversity {share:.2g} of the reference's): mode collapse"

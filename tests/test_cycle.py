@@ -216,6 +216,12 @@ def place(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """They take most of a short run's time, and are looked at in test_report.py."""
+    monkeypatch.setattr("gancompress.report.save_curves", lambda *_: None)
+
+
 def planned(place, out, *overrides, teacher="ab", back="ba", **options):
     options = {"recipe": "portable-i2i", "steps": 5, "data": str(place / "sides.npz")} | options
     back = str(place / f"{back}.safetensors") if back else None
@@ -360,11 +366,18 @@ def test_a_finished_run_of_both_is_where_another_starts(place, tmp_path):
 
 
 def test_a_run_that_diverges_keeps_both_students(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "bad_step", lambda self, check_weights: 0)
+    monkeypatch.setattr(Trainer, "bad_step", lambda self, check_weights: (0, "loss term adv"))
     with pytest.raises(DivergedError):
         run_plan(planned(place, tmp_path / "run", steps=3), Silent())
     for name in ("student-last-good", "student_back-last-good"):
         gancompress.load(tmp_path / "run" / f"{name}.safetensors")
+
+
+def test_the_student_before_a_collapse_is_one_that_loads(place, tmp_path, monkeypatch):
+    shares = iter([1.0, 1.0, 0.0])  # of the teacher, and of the student's first and second pictures
+    monkeypatch.setattr("gancompress.loop.diversity", lambda images: next(shares))
+    run_plan(planned(place, tmp_path / "run", ("output.pictures_kimg", 0.001), steps=2), Silent())
+    assert gancompress.load(tmp_path / "run" / "student-before-collapse.safetensors")(torch.zeros(1, 3, 16, 16)).shape == (1, 3, 16, 16)
 
 
 def test_one_direction_has_neither_cycle_nor_second_files(place, tmp_path):

@@ -42,3 +42,8 @@ def test_scores_share_a_panel_with_a_legend_and_each_term_has_its_own(tmp_path, 
 def test_a_log_without_terms_has_no_curves(entries, tmp_path, monkeypatch):
     assert drawn(tmp_path, monkeypatch, *entries) == {}
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_term_of_the_way_back_is_drawn_with_that_of_the_way_there(tmp_path, monkeypatch):
+    panels = drawn(tmp_path, monkeypatch, {"step": 1, "kimg": 1.0, "cycle": 4.0, "cycle_back": 3.0})
+    assert {name: panel[0] for name, panel in panels.items()} == {"cycle": {"cycle": [(1.0, 4.0)], "cycle back": [(1.0, 3.0)]}}
