@@ -1,10 +1,12 @@
 """A pix2pix teacher trained on pairs, then its students by scratch, vanilla L1 and portable-i2i: equal sizes, equal images seen, held-out pairs.
 
     python benchmarks/pairs.py NAME PAIRS.npz OUT [--hold-out 200] [--width 32] [--teacher-kimg 50] [--kimg 20] [--batch-size 4]
-        [--ch-mul 0.5,0.25] [--rows scratch,vanilla,portable] [--seeds 0] [--set weights.beta1=30 ...] [--device auto]
+        [--ch-mul 0.5,0.25] [--rows scratch,vanilla,portable] [--seeds 0] [--set weights.beta1=30 ...]
+        [--features MOBILENET.pth] [--device auto]
 
 PAIRS.npz holds source and target; the pairs held out are a random choice, the same for every run. Measured on them: mean absolute differences in
-[0, 1] to the truth and to the teacher. All networks are tested on each image's own statistics. A second call goes on where the first stopped. The
+[0, 1] to the truth and to the teacher; with --features also the Frechet distance of as many features to those of the truth (so few are biased
+upwards, all rows alike). All networks are tested on each image's own statistics. A second call goes on where the first stopped. The
 last line printed is one JSON object, kept in results/pairs_NAME.json; the picture beside the runs shows source, truth, teacher and the students.
 """
 
@@ -22,8 +24,10 @@ from torch import Tensor
 import gancompress
 from gancompress.config import Data, parse_override
 from gancompress.data import draw
+from gancompress.extractors import make_extractor
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
+from gancompress.metrics import features_of, frechet_distance
 from gancompress.pairs import ImagePairs
 from gancompress.planning import choose_device
 from gancompress.report import save_rows
@@ -67,9 +71,11 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--features")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device, (data, held) = choose_device(args.device), split(args.pairs, args.hold_out, args.out)
+    extractor = make_extractor(args.features, None, device) if args.features else None
 
     def train(name: str, recipe: str, source: str | None, kimg: float, changes: dict[str, Any]) -> str:
         shared = {"schedule.kimg": kimg, "schedule.batch_size": args.batch_size, "output.pictures_kimg": 1e6}
@@ -83,7 +89,16 @@ def main() -> None:
     teacher = load_gan(source)
     x, y = ImagePairs(held, None, teacher.arch, Data()).take(0, args.hold_out, 0)
     taught = translated(teacher, x, device)
-    rows = [{"row": "teacher", "l1_to_truth": distance(taught, y)}, {"row": "the inputs themselves", "l1_to_truth": distance(x, y)}]
+
+    def measured(images: Tensor) -> dict[str, float]:
+        """Against the held-out targets."""
+        found = {"l1_to_truth": distance(images, y), "l1_to_teacher": distance(images, taught)}
+        if extractor:
+            found["frechet_distance"] = frechet_distance(*(features_of(iter(part.to(device).split(50)), extractor)[0] for part in (images, y)))
+        return found
+
+    rows: list[dict[str, Any]] = [{"row": "teacher", **measured(taught)}, {"row": "the inputs themselves", **measured(x)}]
+    print(rows, flush=True)
     pictures = [("source", x[:12]), ("truth", y[:12]), ("teacher", taught[:12])]
     for ch_mul in map(float, args.ch_mul.split(",")):
         for row in args.rows.split(","):
@@ -92,13 +107,14 @@ def main() -> None:
                 name = "-".join([row, f"x{ch_mul:g}", str(seed), *(s.replace("weights.", "") for s in args.set)])
                 student = load_gan(train(name, "portable-i2i", source, args.kimg, changes | dict(map(parse_override, args.set))))
                 made = translated(student, x, device)
-                rows.append({"row": row, "ch_mul": ch_mul, "seed": seed, "l1_to_truth": distance(made, y), "l1_to_teacher": distance(made, taught)})
+                parameters = sum(p.numel() for p in student.generator.parameters())
+                rows.append({"row": row, "ch_mul": ch_mul, "seed": seed, "parameters": parameters, **measured(made)})
                 print(rows[-1], flush=True)
                 if not seed:
                     pictures.append((f"{row} {ch_mul:g}", made[:12]))
     save_rows(args.out / "rows.png", pictures)
     settings = {"width": args.width, "teacher_kimg": args.teacher_kimg, "kimg": args.kimg, "batch_size": args.batch_size, "held_out": args.hold_out}
-    finish(f"pairs_{args.name}", settings | {"set": args.set, "rows": rows})
+    finish(f"pairs_{args.name}", settings | {"set": args.set, "features": extractor.name if extractor else None, "rows": rows})
 
 
 if __name__ == "__main__":
