@@ -22,6 +22,8 @@ from gancompress.folding import Deployed
 EXTRAS = {"onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime")), "openvino": ("openvino,onnx", ("openvino", "onnx", "onnxscript"))}
 #: file of each format
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml", "int8": "model.int8.onnx"}
+#: operators that multiply weights
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 Run = Callable[[list[Tensor]], Tensor]
 
 
@@ -105,8 +107,10 @@ def _write_openvino(exported: Any, names: list[str], told: str, path: Path, half
 def quantise(source: Path, target: Path, batches: list[list[Tensor]], names: list[str]) -> None:
     """Static quantisation of an ONNX file: 8-bit weights, one scale for each channel, and activations within what ``batches`` reach (MinMax).
 
-    onnxruntime's own quantiser, QDQ nodes.
+    onnxruntime's own quantiser, QDQ nodes. The last product stays float32: what goes into a tanh has a wide range, of which the image is the
+    middle (a trained faces DCGAN of 64 pixels: PSNR 37.4 dB in place of 26.6, and 0.2% more bytes).
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -121,9 +125,9 @@ def quantise(source: Path, target: Path, batches: list[list[Tensor]], names: lis
     with _quiet(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
-        )  # fmt: skip
+        products = [node.name for node in onnx.load(prepared).graph.node if node.op_type in PRODUCTS]
+        settings = {"quant_format": QuantFormat.QDQ, "per_channel": True, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        quantize_static(prepared, target, Reader(), nodes_to_exclude=products[-1:], **settings)
 
 
 def runner(path: Path, names: list[str]) -> tuple[Run, str]:

@@ -165,6 +165,11 @@ def test_int8_is_smaller_close_and_says_that_no_distance_was_measured(tmp_path):
     assert min(figures["psnr_db"].values()) >= 35
     assert figures["calibrated_on"] == 40
     assert figures["frechet_distance"] == {"measured": False, "why": "no --feature-extractor was given"}
+    import onnx
+
+    made = {node.output[0]: node.op_type for node in onnx.load(folder / "model.int8.onnx").graph.node}
+    weights = [made.get(n.input[1]) for n in onnx.load(folder / "model.int8.onnx").graph.node if n.op_type == "ConvTranspose"]
+    assert weights == ["DequantizeLinear", "DequantizeLinear", None]  # what goes into the tanh has too wide a range
     sizes = [(folder / f"model{kind}.onnx").stat().st_size for kind in ("", ".int8")]
     assert sizes[1] < 0.5 * sizes[0]
 
