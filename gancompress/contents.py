@@ -73,7 +73,8 @@ def _walk(content: Any, name: str, depth: int, config: Mapping[str, Any], seen: 
     seen[0] += len(tensors)
     if any(t.ndim >= 2 for t in tensors.values()) and 2 * len(tensors) > len(content):
         return [Content(name, tensors, dict(config))], []
-    beside = {**config, **dict(list(tensors.items())[:MAX_SETTINGS])}
+    small = [(k, t) for k, t in tensors.items() if t.layout == torch.strided and t.device.type == "cpu" and t.numel() < 1 << 20]
+    beside = {**config, **dict(small[:MAX_SETTINGS])}
     for key, value in content.items():
         if word(key).lower() in CONFIG_NAMES and len(beside) < MAX_SETTINGS:
             beside |= plain(value)

@@ -155,8 +155,8 @@ def _check_values(state: StateDict, path: Path, place: str) -> None:
         where = f"{path}: {place}.{key}" if place else f"{path}: {key}"
         if not tensor.is_floating_point():
             raise CheckpointError(f"{where} has {tensor.dtype} values; weights are floating point (a quantised file?)")
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{where} has NaN or infinite values; this network diverged or the file is damaged")
+        if not torch.isfinite(tensor.float()).all():
+            raise CheckpointError(f"{where} has NaN or infinite values, as float32; this network diverged or the file is damaged")
 
 
 # ------------------------------------------------------------------------------------------------------------------- sources

@@ -12,7 +12,7 @@ from typing import IO
 from gancompress.errors import CheckpointError
 
 #: operations of one pickle; the largest networks' take some hundred thousand
-MAX_OPERATIONS = 4_000_000
+MAX_OPERATIONS = 2_000_000
 #: leaves of all tuples, those of one that is used again counted again: what hashing every one of them may take
 MAX_LEAVES = 20_000_000
 
