@@ -277,6 +277,7 @@ def _build(
     return student, loss, start, notes + more + loss.notes
 
 
+@ranks.alone()  # a loss may look at images, whose noise is not to shift the numbers that its weights are drawn from
 def _make_loss(numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, student: GAN, start: GAN | None) -> tuple[DistillationLoss, list[str]]:
     """The loss with its first weights, and what is worth telling of those it takes over."""
     torch.manual_seed(seed_for(numbers.seed, INIT, 1))
