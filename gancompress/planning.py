@@ -325,11 +325,14 @@ def _build_back(
     _check_critic(other_loss, arch, teacher.source, False)
     weights = loss_type.Weights.model_validate(numbers.weights)
     assert isinstance(weights, CycleWeights)
+    if weights.pool and ranks.world() > 1:
+        raise UsageError(f"weights.pool={weights.pool}: every process would have a pool of its own images", "weights.pool=0, or one process")
     both = Cycle((loss, other_loss), (first, teacher), (student, other), weights)
     said = f"the way back: teacher {teacher.source}, {gan_cost(teacher).parameters:,} parameters; student {family.name}, {gan_cost(other).parameters:,}"
     return WayBack(teacher, other), both, start, [said, *(f"the way back: {note}" for note in notes)]
 
 
+@ranks.alone()  # a loss may look at images, whose noise is not to shift the numbers that its weights are drawn from
 def _make_loss(
     numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, student: GAN, start: GAN | None, stream: int = 1
 ) -> tuple[DistillationLoss, list[str]]:  # fmt: skip

@@ -132,7 +132,7 @@ def test_mnist_idx_files_are_read_with_their_labels(how, tmp_path):
     gz = how.endswith("gz")
     suffix = ".gz" if gz else ""
     for name, array in (("train-images-idx3-ubyte", DIGITS), ("train-labels-idx1-ubyte", LABELS), ("t10k-images-idx3-ubyte", DIGITS[:1])):
-        (tmp_path / f"{name}{suffix}").write_bytes(gzip.compress(idx(array, mtime=0)) if gz else idx(array))
+        (tmp_path / f"{name}{suffix}").write_bytes(gzip.compress(idx(array)) if gz else idx(array))
     source = tmp_path if how.startswith("folder") else tmp_path / f"train-images-idx3-ubyte{suffix}"
     images = Images(str(source), 8, 1)
     found, labels = images[torch.tensor([1, 2, 0])]
@@ -148,9 +148,9 @@ def test_mnist_idx_files_are_read_with_their_labels(how, tmp_path):
         idx(DIGITS)[:-1],
         b"\0\0\x08\x03\0\0",
         b"\0\0\x08\x09" + b"\0" * 8,
-        gzip.compress(idx(DIGITS, mtime=0))[:-9],
+        gzip.compress(idx(DIGITS), mtime=0)[:-9],
         b"\x1f\x8b\x08\0" + b"x" * 60,
-        gzip.compress(idx(DIGITS, mtime=0))[:20] + b"\xff" * 60,
+        gzip.compress(idx(DIGITS), mtime=0)[:20] + b"\xff" * 60,
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ".gz"])
