@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from gancompress.gan import Family, Part
 
 METADATA_KEY = "gancompress"
 FORMAT_VERSION = 1
+#: bytes of sha256 behind a state: torch itself reads most flipped bits without a word
+DIGEST = 32
 
 
 def unused(wanted: Path) -> Path:
@@ -33,13 +37,16 @@ def unused(wanted: Path) -> Path:
     return path
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes, keep: Path | None = None) -> None:
     """Write a file so that at every moment it is either the old one or the new one, whole.
+
+    Args:
+        keep: where the old one goes; a process killed between the two renames leaves it there alone.
 
     Raises:
         GanCompressError: disk full or not writable; the old file is intact and no partial file is left.
     """
-    _atomically(path, len(data), lambda partial: _write(partial, data))
+    _atomically(path, len(data), lambda partial: _write(partial, data), keep)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -47,11 +54,13 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _atomically(path: Path, size: int, write: Callable[[Path], None]) -> None:
-    """``write`` a file beside ``path``, bring it to the disk and put it in its place."""
+def _atomically(path: Path, size: int, write: Callable[[Path], None], keep: Path | None = None) -> None:
+    """``write`` a file of ``size`` bytes beside ``path``, bring it to the disk and put it in its place."""
     partial = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(path.parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(partial)
         mask = os.umask(0)
         os.umask(mask)
@@ -63,11 +72,15 @@ def _atomically(path: Path, size: int, write: Callable[[Path], None]) -> None:
             finally:
                 os.close(handle)
             if place == partial:
+                if keep and path.is_file():
+                    path.replace(keep)
                 partial.replace(path)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:  # a signal too: nothing half-written is left
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise write_failure(path, size, error) from None
+        if isinstance(error, (OSError, SafetensorError)):
+            raise write_failure(path, size, error) from None
+        raise
 
 
 def write_failure(path: Path, size: int, error: Exception) -> GanCompressError:
@@ -122,17 +135,54 @@ def save_networks(path: Path, family: Family, arch: Any, networks: dict[Part, nn
     _atomically(path, size, lambda partial: save_file(tensors, partial, metadata))
 
 
+def previous(path: Path) -> Path:
+    """Where the state before the newest lies."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """The run's state, atomically; it is kept to types that torch.load(weights_only=True) takes."""
+    """The run's state and its hash, atomically; the one before it is kept. It is held to types that torch.load(weights_only=True) takes."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    atomic_write(path, buffer.getvalue())
+    data = buffer.getvalue()
+    atomic_write(path, data + hashlib.sha256(data).digest(), keep=previous(path))
+
+
+def has_state(path: Path) -> bool:
+    return path.is_file() or previous(path).is_file()
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError where the state is damaged."""
+    """One state as it was saved.
+
+    Raises:
+        CheckpointError: it is damaged, be it by one bit.
+    """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
+            raise ValueError("its hash is another")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: the run's state is damaged ({str(error)[:100]})", "start it anew in another --out") from None
     return state
+
+
+def newest_state(path: Path) -> tuple[dict[str, Any], str]:
+    """(the newest whole state of a run, what is worth telling). A damaged one is put aside, so that the next save does not keep it.
+
+    Raises:
+        CheckpointError: neither the newest nor the one before it is whole.
+    """
+    said = ""
+    if path.is_file():
+        try:
+            return load_state(path), ""
+        except CheckpointError as error:
+            if not previous(path).is_file():
+                raise
+            said = f"{error}; the one before it is taken"
+    state = load_state(previous(path))
+    if said:
+        path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
+    return state, said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -400,6 +401,13 @@ def recipes_copy(name: str, path: Path) -> None:
     typer.echo(f"recipe: {target}   use: gancompress distill TEACHER --recipe {target}")
 
 
+def _terminated(number: int, frame: Any) -> None:
+    """Outside of what saves its state; whatever is being written is taken away on the way out."""
+    typer.echo("stopped by SIGTERM; nothing is half-written, and the same command begins anew", err=True)
+    raise SystemExit(75)
+
+
 def main() -> None:
     """Entry point of ``gancompress``."""
+    signal.signal(signal.SIGTERM, _terminated)
     app()

@@ -63,7 +63,7 @@ class MissingError(GanCompressError):
 
 
 class DivergedError(GanCompressError):
-    """A loss was not finite twice; the last good student is kept."""
+    """A loss or a weight was not finite three times; the last good student is kept."""
 
     exit_code = 5
 

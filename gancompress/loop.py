@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gancompress.checkpoint import atomic_write, load_state, save_state, write_failure
+from gancompress.checkpoint import atomic_write, has_state, newest_state, save_networks, save_state, write_failure
 from gancompress.config import Recipe, Schedule
 from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
 from gancompress.errors import DivergedError, StoppedError
@@ -27,6 +27,10 @@ from gancompress.losses.base import DistillationLoss
 
 #: steps after which a person is first told how long it will take
 FIRST_LOOK = 5
+#: how often a run goes back before it ends as diverged
+RETRIES = 2
+#: of the reference's diversity: below it the student has collapsed
+COLLAPSED = 0.1
 
 
 class Reporter(Protocol):
@@ -151,16 +155,20 @@ class Trainer:
         self.counts = dict(state["counts"])
         self.first_bad.fill_(-1)
 
-    def bad_step(self, check_weights: bool) -> int | None:
-        """The first step whose loss, or the last one after which a weight, was not finite; None where all is well.
+    def bad_step(self, check_weights: bool) -> tuple[int, str] | None:
+        """(the first step whose loss, or the last one after which a weight, was not finite, what it was); None where all is well.
 
         Weights are looked at before they are saved: a finite loss may have had a gradient that was not.
         """
         if (bad := int(self.first_bad)) >= 0:
-            return bad
-        saved = [self.student, self.ema.net, self.loss] if check_weights else []
-        tensors = [t for net in saved for t in net.state_dict().values() if t.is_floating_point()]
-        return None if all(bool(torch.isfinite(t).all()) for t in tensors) else self.step - 1
+            terms = [name for name, value in self.sums.items() if not bool(torch.isfinite(value).all())]
+            return bad, f"loss term {', '.join(terms) or '(of a regulariser)'}"
+        saved = {"student": self.student, "average": self.ema.net, "loss": self.loss} if check_weights else {}
+        for owner, net in saved.items():
+            for name, tensor in net.state_dict().items():
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    return self.step - 1, f"weight {owner}.{name}"
+        return None
 
     def train_step(self, batches: Batches) -> None:
         """Critic steps, then one student step; the last critic step and the student's share their fake images.
@@ -270,6 +278,38 @@ class Log:
             raise write_failure(self.path, len(line), error) from None
 
 
+def diversity(images: Tensor) -> float:
+    """Mean absolute difference of two different ones of the images (N, C, H, W)."""
+    flat = images.flatten(1).float()
+    count = len(flat) * (len(flat) - 1)
+    return float(torch.cdist(flat, flat, p=1).sum() / (count * flat.shape[1])) if count else 0.0
+
+
+class Collapse:
+    """Watches the images of the fixed latents: a student whose images grow alike is told of, and the last one before is kept."""
+
+    def __init__(self, student: GAN, reference: Tensor, run_dir: Path, reporter: Reporter) -> None:
+        self.student, self.reference, self.reporter = student, diversity(reference), reporter
+        self.path = run_dir / "student-before-collapse.safetensors"
+        self.sound: tuple[int, nn.Module] | None = None
+        self.told = False
+
+    def look(self, step: int, images: Tensor, last: bool) -> float:
+        """The student's diversity as a share of the reference's."""
+        share = diversity(images) / max(self.reference, 1e-12)
+        if share >= 2 * COLLAPSED:  # not at the very edge, where a student that only begins to learn may be
+            self.sound, self.told = (step, copy.deepcopy(self.student.generator).cpu()), False
+        elif share < COLLAPSED and not self.told and (self.sound or last):
+            self.told = True
+            said = f"step {step:,}: the student's images are nearly alike (diversity {share:.2g} of the reference's): mode collapse"
+            if self.sound:
+                at, generator = self.sound
+                save_networks(self.path, self.student.family, self.student.arch, {"generator": generator}, {"step": at})
+                said += f"; the student of step {at:,} is kept: {self.path}"
+            self.reporter.note(said)
+        return share
+
+
 def _every(kimg: float, batch_size: int) -> int:
     return max(1, round(kimg * 1000 / batch_size))
 
@@ -281,14 +321,17 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
     bitwise that of an unbroken run.
 
     Raises:
-        StoppedError: SIGINT or SIGTERM; the state is saved. DivergedError: a second non-finite loss; state.pt is the last good one.
+        StoppedError: SIGINT or SIGTERM; the state is saved. DivergedError: a third non-finite loss; state.pt is the last good one.
     """
     from gancompress.report import save_comparison
 
     state_path = run_dir / "state.pt"
     trainer = Trainer(student, loss, recipe)
-    if state_path.is_file():
-        trainer.load_state(load_state(state_path))
+    if has_state(state_path):
+        state, said = newest_state(state_path)
+        if said:
+            reporter.note(said)
+        trainer.load_state(state)
         reporter.note(f"going on at step {trainer.step:,} of {recipe.schedule.steps:,}")
     else:
         save_state(state_path, trainer.state())
@@ -297,6 +340,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
     log_every, picture_every, save_every = (_every(k, n) for k in (recipe.output.log_kimg, recipe.output.pictures_kimg, recipe.output.save_kimg))
     latents, labels, paired = batches.pictures(16, "teacher_images" in loss.needs)
     averaged = GAN(student.family, student.arch, trainer.ema.net)
+    collapse = Collapse(averaged, batches(0, 0).real[:16] if paired is None else paired, run_dir, reporter)
     clock, clock_step, first_step, told_memory = time.monotonic(), trainer.step, trainer.step, False
 
     with StopRequest().installed() as stop:
@@ -315,7 +359,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
             if not (logs or saves or ends or step % picture_every == 0):
                 continue
             if (bad := trainer.bad_step(check_weights=saves or ends)) is not None:
-                _roll_back(trainer, state_path, bad, log, reporter)
+                _roll_back(trainer, state_path, *bad, log, reporter)
                 clock, clock_step = time.monotonic(), trainer.step
                 continue
             if logs or step == steps:
@@ -326,8 +370,10 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
             if step % picture_every == 0 or step == steps:
                 images = draw(averaged, latents, labels, device)
                 save_comparison(run_dir / "samples" / f"step-{step:07d}.png", paired, images)
+                seen = {"diversity": collapse.look(step, images, step == steps)}
                 if paired is not None:
-                    log.write(step=step, kimg=step * n / 1000, paired_mse=float((images - paired).square().mean()))
+                    seen["paired_mse"] = float((images - paired).square().mean())
+                log.write(step=step, kimg=step * n / 1000, **seen)
             if saves or ends:
                 save_state(state_path, trainer.state())
             if logs:
@@ -344,21 +390,21 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
     return averaged
 
 
-def _roll_back(trainer: Trainer, state_path: Path, bad: int, log: Log, reporter: Reporter) -> None:
-    """Back to the last good state, once; with other data from there on.
+def _roll_back(trainer: Trainer, state_path: Path, bad: int, what: str, log: Log, reporter: Reporter) -> None:
+    """Back to the last good state, with other data from there on; ``what`` was not finite at step ``bad``.
 
     Raises:
-        DivergedError: it was done before.
+        DivergedError: it was done RETRIES times before.
     """
-    retried = trainer.attempt > 0
-    trainer.load_state(load_state(state_path))
-    if retried:
+    gone_back = trainer.attempt
+    trainer.load_state(newest_state(state_path)[0])
+    if gone_back >= RETRIES:
         raise DivergedError(
-            f"a loss or a weight was not finite again at step {bad + 1:,}; the last good state is of step {trainer.step:,}",
+            f"{what} was not finite at step {bad + 1:,}, for the third time in this run; the last good state is of step {trainer.step:,}",
             "lower optim.g_lr or optim.d_lr, and start in a new --out",
         )
-    trainer.attempt = 1
+    trainer.attempt = gone_back + 1
     save_state(state_path, trainer.state())
     log.rewind(trainer.step)
-    log.write(step=trainer.step, event="rolled back", non_finite_at_step=bad + 1)
-    reporter.note(f"a loss or a weight was not finite at step {bad + 1:,}: going back to step {trainer.step:,}, with other random numbers from there")
+    log.write(step=trainer.step, event="rolled back", non_finite_at_step=bad + 1, non_finite=what)
+    reporter.note(f"{what} was not finite at step {bad + 1:,}: going back to step {trainer.step:,}, with other random numbers from there")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gancompress.checkpoint import load_state, save_networks
+from gancompress.checkpoint import has_state, newest_state, save_networks
 from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
 from gancompress.cost import Cost, device_name, gan_cost
 from gancompress.data import FALLBACK, INIT, LATENTS, Batches, Images, rng, seed_for
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def resumes(self) -> bool:
-        return (self.run_dir / "state.pt").is_file()
+        return has_state(self.run_dir / "state.pt")
 
 
 def choose_device(name: str) -> torch.device:
@@ -436,7 +436,7 @@ def _train(plan: Plan, reporter: Reporter) -> None:
         done = train(plan.student, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
     except DivergedError:
         trainer = Trainer(plan.student, plan.loss, plan.recipe)
-        trainer.load_state(load_state(plan.run_dir / "state.pt"))
+        trainer.load_state(newest_state(plan.run_dir / "state.pt")[0])
         kept = plan.run_dir / "student-last-good.safetensors"
         save_networks(kept, plan.student.family, plan.student.arch, {"generator": trainer.ema.net}, {**facts, "step": trainer.step})
         reporter.note(f"the last good student is kept: {kept}")

@@ -116,7 +116,7 @@ def _panels(log_path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     for line in log_path.read_text().splitlines():
         entry = json.loads(line)
         for key, value in entry.items():
-            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step"):
+            if key not in ("step", "kimg", "images_per_s", "event", "non_finite_at_step", "non_finite"):
                 panel = SCORES if key.startswith("score_") else key
                 panels.setdefault(panel, {}).setdefault(key, []).append((entry["kimg"], value))
     return panels

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from gancompress.config import Schedule
 from gancompress.console import Silent
 from gancompress.errors import CheckpointError, DivergedError, GanCompressError, StoppedError, UsageError
 from gancompress.loading import load_gan
-from gancompress.loop import Ema, Log, Trainer
+from gancompress.loop import Ema, Log, Trainer, diversity
 from gancompress.losses.mse import Mse
 from gancompress.planning import make_plan, run_plan
 
@@ -134,10 +135,10 @@ def cut_at(monkeypatch, *steps):
 @pytest.mark.parametrize("case", RECIPES)
 def test_a_run_leaves_what_it_should(case, unbroken):
     folder = unbroken(case)
-    expected = {"recipe.yaml", "run.json", "log.jsonl", "samples", "curves.png", "state.pt", "student.safetensors"}
+    expected = {"recipe.yaml", "run.json", "log.jsonl", "samples", "curves.png", "state.pt", "state.previous.pt", "student.safetensors"}
     assert {p.name for p in folder.iterdir() if p.name != ".lock"} == expected | (set() if case.startswith("mse") else {"discriminator.safetensors"})
     assert [p.name for p in sorted((folder / "samples").iterdir())] == ["step-0000005.png", "step-0000008.png"]
-    assert [e["step"] for e in log_of(folder) if "paired_mse" not in e] == [2, 4, 6, 8]
+    assert [e["step"] for e in log_of(folder) if "diversity" not in e] == [2, 4, 6, 8]
     terms = {"mse": {"mse"}, "joint": {"adv", "mse", "d_adv"}, "scratch": {"adv", "d_adv"}}[RECIPES[case][0]] | ({"d_gp"} if "gp" in case else set())
     assert set(log_of(folder)[0]) - {"step", "kimg"} == terms
     assert load_state(folder / "state.pt")["step"] == STEPS
@@ -228,14 +229,49 @@ def test_somebodys_files_are_never_written_over(what, tiny_teacher, tiny_data, t
     assert out.is_file() or len(list(out.iterdir())) == 1
 
 
-def test_a_damaged_state_is_a_clear_error(tiny_teacher, tiny_data, tmp_path, monkeypatch):
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_state_is_put_aside_and_the_one_before_it_is_taken(unbroken, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    out, reporter = tmp_path / "run", Notes()
+    with monkeypatch.context() as patch:
+        cut_at(patch, 7)
+        with pytest.raises(Cut):
+            run("mse", tiny_teacher, tiny_data, out)
+    damage(out / "state.pt")
+    run("mse", tiny_teacher, tiny_data, out, reporter=reporter)
+    assert f"{out / 'state.pt'}: the run's state is damaged (its hash is another); the one before it is taken" in reporter.said
+    assert "going on at step 3 of 8" in reporter.said
+    assert (out / "state.damaged.pt").is_file()
+    assert_same_run(out, unbroken("mse"))
+
+
+def test_two_damaged_states_are_a_clear_error(tiny_teacher, tiny_data, tmp_path, monkeypatch):
     cut_at(monkeypatch, 4)
     with pytest.raises(Cut):
         run("mse", tiny_teacher, tiny_data, tmp_path / "run")
-    state = tmp_path / "run" / "state.pt"
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"state.pt: the run's state is damaged"):
+    for name in ("state.pt", "state.previous.pt"):
+        damage(tmp_path / "run" / name)
+    with pytest.raises(CheckpointError, match=r"state.previous.pt: the run's state is damaged"):
         run("mse", tiny_teacher, tiny_data, tmp_path / "run")
+
+
+def test_a_state_with_a_flipped_bit_or_cut_short_is_never_loaded_as_if_whole(unbroken, tmp_path):
+    content = (unbroken("joint") / "state.pt").read_bytes()
+    flips = [content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :] for at in range(0, len(content), len(content) // 200)]
+    cuts = [content[:length] for length in range(0, len(content), len(content) // 50)]
+    assert len(flips) >= 200
+    assert len(cuts) >= 50
+    path = tmp_path / "state.pt"
+    for spoilt in flips + cuts:
+        path.write_bytes(spoilt)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_state(path)
+    path.write_bytes(content)
+    assert load_state(path)["step"] == STEPS
 
 
 def test_log_lines_after_the_saved_step_are_taken_back(tmp_path):
@@ -403,10 +439,10 @@ def test_a_loss_that_is_not_finite_once_goes_back_once_and_the_run_ends_well(bad
     folder = run("mse", tiny_teacher, tiny_data, tmp_path / "run", reporter=reporter)
     events = [e for e in log_of(folder) if "event" in e]
     saved = (bad - 1) // 3 * 3  # states are of steps 0, 3, 6
-    assert events == [{"step": saved, "event": "rolled back", "non_finite_at_step": bad}]
+    assert events == [{"step": saved, "event": "rolled back", "non_finite_at_step": bad, "non_finite": "loss term mse"}]
     assert sum("peak memory" in said for said in reporter.said) == 1
     (said,) = (said for said in reporter.said if "peak memory" not in said)
-    assert f"not finite at step {bad}" in said
+    assert f"loss term mse was not finite at step {bad}" in said
     assert f"step {saved}," in said
     assert finite(folder / "student.safetensors")
     assert all(v == v for e in log_of(folder) for v in e.values())
@@ -434,13 +470,14 @@ def test_after_going_back_other_random_numbers_are_drawn(unbroken, tiny_teacher,
     assert log_of(folder)[-1] != log_of(unbroken("mse"))[-1]
 
 
-def test_a_second_loss_that_is_not_finite_ends_the_run_with_the_last_good_student(tiny_teacher, tmp_path, monkeypatch):
+def test_a_third_loss_that_is_not_finite_ends_the_run_with_the_last_good_student(tiny_teacher, tmp_path, monkeypatch):
     spoil(monkeypatch, lambda call: call >= 25)
     out = tmp_path / "run"
     result = CliRunner().invoke(app, command(tiny_teacher, out, 60, save_every=10))
     assert result.exit_code == 5
     said = result.output + result.stderr
-    assert "not finite again" in said
+    assert "loss term mse was not finite at step 2" in said
+    assert "for the third time" in said
     assert "g_lr" in said
     kept = out / "student-last-good.safetensors"
     assert str(kept) in said.replace("\n", "")
@@ -456,9 +493,89 @@ def test_a_second_loss_that_is_not_finite_ends_the_run_with_the_last_good_studen
 
 def test_a_run_that_diverges_at_once_keeps_the_student_it_began_with(tiny_teacher, tiny_data, tmp_path, monkeypatch):
     spoil(monkeypatch, lambda call: True)
-    with pytest.raises(DivergedError, match="step 1;"):
+    with pytest.raises(DivergedError, match="at step 1, for the third time"):
         run("mse", tiny_teacher, tiny_data, tmp_path / "run")
     assert finite(tmp_path / "run" / "student-last-good.safetensors")
+
+
+def test_two_losses_that_are_not_finite_are_gone_back_from(tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    spoil(monkeypatch, lambda call: call in (3, 7))
+    folder = run("mse", tiny_teacher, tiny_data, tmp_path / "run")
+    assert load_state(folder / "state.pt")["attempt"] == 2
+    assert finite(folder / "student.safetensors")
+
+
+def _nan_(module):
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[0] = float("nan")
+
+
+def spoil_teacher(trainer, batches):
+    batches.teacher.generator.register_forward_hook(lambda module, inputs, images: images * float("nan"))
+
+
+def spoil_data(trainer, batches):
+    batches.images.__class__ = type("Spoilt", (type(batches.images),), {"__getitem__": lambda self, i: (torch.full((len(i), 1, 8, 8), float("nan")), None)})
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "named"),
+    [
+        (lambda trainer, batches: _nan_(trainer.student), "loss term d_adv, adv, mse was"),
+        (lambda trainer, batches: _nan_(trainer.loss.critics), "loss term d_adv, adv was"),
+        (spoil_teacher, "loss term mse was"),
+        (spoil_data, "loss term d_adv, adv was"),
+    ],
+    ids=["student", "critic", "teacher", "data"],
+)
+def test_nan_in_anything_ends_with_the_term_named_and_a_good_student(spoilt, named, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    """Put in for good at the fifth step: twice the run goes back, the third time it ends."""
+    train_step = Trainer.train_step
+
+    def step(self, batches):
+        if self.step == 4:
+            spoilt(self, batches)
+        train_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(DivergedError, match=named) as caught:
+        run("joint", tiny_teacher, tiny_data, tmp_path / "run")
+    assert caught.value.exit_code == 5
+    assert finite(tmp_path / "run" / "student-last-good.safetensors")
+    assert all(torch.isfinite(t).all() for t in load_state(tmp_path / "run" / "state.pt")["student"].values())
+
+
+def test_a_student_whose_images_grow_alike_is_told_of_and_the_one_before_is_kept(tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    """Pictures are drawn after steps 5 and 8; from the sixth step on, the student's last layer is nought."""
+    train_step, reporter = Trainer.train_step, Notes()
+
+    def step(self, batches):
+        if self.step >= 5:
+            for net in (self.student, self.ema.net):
+                for parameter in net.parameters():
+                    parameter.data.zero_()
+        train_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    out = tmp_path / "run"
+    run("mse", tiny_teacher, tiny_data, out, reporter=reporter, more=[("optim.g_lr", 1e-12)])
+    (said,) = (said for said in reporter.said if "collapse" in said)
+    assert f"the student of step 5 is kept: {out / 'student-before-collapse.safetensors'}" in said
+    kept, shares = load_gan(str(out / "student-before-collapse.safetensors")), [e["diversity"] for e in log_of(out) if "diversity" in e]
+    assert shares[0] > 0.1
+    assert shares[1] == 0
+    images = kept.generator(torch.randn(4, 4), None)
+    assert float((images[0] - images[1]).abs().max()) > 1e-3
+
+
+def test_a_sound_student_is_not_called_collapsed(unbroken):
+    assert all(e["diversity"] > 0.1 for e in log_of(unbroken("joint")) if "diversity" in e)
+
+
+def test_diversity_is_the_mean_difference_of_two_images():
+    images = torch.tensor([0.0, 0.0, 0.6])[:, None, None, None].expand(3, 1, 2, 2)
+    assert diversity(images) == pytest.approx(0.4)  # of three pairs two differ by 0.6
+    assert diversity(images[:1]) == 0
 
 
 # -------------------------------------------------------------------------------------------------------------------- average
@@ -555,6 +672,27 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(number, said, t
     assert caught.value.exit_code == 1
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_space_is_looked_at_before_writing(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    atomic_write(path, b"old")
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1999))
+    monkeypatch.setattr(checkpoint, "_write", None)
+    with pytest.raises(GanCompressError, match=r"state.pt: disk full while writing 2,000 bytes; what was there before is intact"):
+        atomic_write(path, b"x" * 2000)
+    assert path.read_bytes() == b"old"
+
+
+def test_a_write_that_is_interrupted_leaves_no_part_of_it(tmp_path, monkeypatch):
+    def interrupted(path, data):
+        path.write_bytes(data[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(tmp_path / "state.pt", b"whole")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_fills_during_a_run_leaves_a_state_to_go_on_from(long_run, tiny_teacher, tmp_path, monkeypatch):
