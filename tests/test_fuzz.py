@@ -136,7 +136,7 @@ def header_changed(data, rng):
             header[key]["data_offsets"] = [numbers(rng), numbers(rng)]
         elif meta.get("gancompress"):
             ours = json.loads(meta["gancompress"])
-            place = ours["arch"] if kind == 7 else ours
+            place = ours["arch"] if kind == 7 and isinstance(ours["arch"], dict) else ours
             field = list(place)[rng.integers(len(place))]
             old = place[field]
             if isinstance(old, list) and old and rng.integers(2):
