@@ -30,6 +30,8 @@ from gancompress.unpickle import Opened, open_checkpoint
 SHARED_FIELDS = {"resolution", "nc", "classes"}
 #: of names before a network's own in one flat dict
 MAX_DEPTH = 8
+#: of widths, layers, classes and pixels of a network of ours
+MAX_SIZE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,12 @@ def _files_of(folder: Path) -> list[Path]:
     return list(newest.values())
 
 
+def _largest(value: Any) -> int:
+    """The largest whole number in a table of settings."""
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max((_largest(v) for v in held), default=value if isinstance(value, int) else 0)
+
+
 def _own_networks(opened: Opened, path: Path) -> tuple[list[Network], dict[str, Any]]:
     """The networks of our own safetensors file."""
     try:
@@ -217,6 +225,8 @@ def _own_networks(opened: Opened, path: Path) -> tuple[list[Network], dict[str, 
         if meta.get("format") != FORMAT_VERSION:
             raise CheckpointError(f"{path}: written in format {meta.get('format')}, and this gancompress reads {FORMAT_VERSION}", "pip install -U gancompress")
         family = FAMILIES[meta["family"]]
+        if _largest(meta["arch"]) > MAX_SIZE:
+            raise ValueError(f"a size of more than {MAX_SIZE:,}")
         arch = family.build_arch(None, meta["arch"])
         with torch.device("meta"):
             family.generator(arch)  # sizes that no memory holds end here
@@ -230,7 +240,9 @@ def _own_networks(opened: Opened, path: Path) -> tuple[list[Network], dict[str, 
             fields = dataclasses.asdict(arch)
             if part == "discriminator":  # the generator's own file tells the rest
                 fields = {k: v for k, v in fields.items() if k.startswith("d_") or k in SHARED_FIELDS}
-            networks.append(Network(family, Reading(part, fields, state), f"{path.name}:{part}", False))
+            networks.append(network := Network(family, Reading(part, fields, state), f"{path.name}:{part}", False))
+            with torch.device("meta"):  # what it says it is has to be what it holds: costs are counted on that
+                _check_shapes(family.generator(arch) if part == "generator" else family.discriminator(arch), network)
     return networks, meta
 
 
@@ -448,7 +460,8 @@ def _assemble(source: str, path: Path, container: str, size: int, networks: list
     return found
 
 
-def _load_strictly(net: nn.Module, network: Network) -> nn.Module:
+def _check_shapes(net: nn.Module, network: Network) -> None:
+    """Raises CheckpointError where the tensors are not those of the network."""
     state = network.reading.state
     expected = net.state_dict()
     missing, unexpected = [k for k in expected if k not in state], [k for k in state if k not in expected]
@@ -457,7 +470,11 @@ def _load_strictly(net: nn.Module, network: Network) -> nn.Module:
     for key, tensor in expected.items():
         if state[key].shape != tensor.shape:
             raise CheckpointError(f"{network.where}: {key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
-    net.load_state_dict(state)  # copies into float32, whatever the file holds
+
+
+def _load_strictly(net: nn.Module, network: Network) -> nn.Module:
+    _check_shapes(net, network)
+    net.load_state_dict(network.reading.state)  # copies into float32, whatever the file holds
     return net
 
 
