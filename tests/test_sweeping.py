@@ -71,7 +71,7 @@ def test_a_run_that_diverges_is_told_at_the_end_and_the_others_are_made_and_comp
     assert "error: 1 of 2 runs failed: mse-x1-seed0: a loss was not finite again\nhint: lower optim.g_lr" in done.stderr
     found = json.loads((tmp_path / "s" / "compare.json").read_text())
     assert [row["source"] for row in found["rows"]] == [str(tiny_teacher), str(tmp_path / "s" / "mse-x0.5-seed0")]
-    assert found["notes"] == ["mse-x1-seed0 failed: a loss was not finite again"]
+    assert "mse-x1-seed0 failed: a loss was not finite again" in found["notes"]
     monkeypatch.setattr(sweeping, "run_plan", lambda plan, reporter: (_ for _ in ()).throw(DivergedError("again")))
     none = sweep(tiny_teacher, "--out", tmp_path / "none")
     assert none.exit_code == 5
