@@ -43,7 +43,7 @@ table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-num
 th,td{padding:.35rem .8rem .35rem 0;text-align:right;border-bottom:1px solid var(--line);vertical-align:top;white-space:nowrap;overflow-wrap:normal}
 th{font-weight:600;color:var(--soft);vertical-align:bottom}thead th{white-space:normal;min-width:4.6rem}
 th:first-child{position:sticky;left:0;background:var(--bg);text-align:left;color:var(--fg);white-space:normal;overflow-wrap:anywhere;min-width:min(13rem,33vw);max-width:18rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:1rem}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:1rem}
 .pair{display:grid;grid-template-columns:minmax(0,1fr);gap:.3rem;align-content:start}
 figure{margin:0 0 .5rem;min-width:0}figure img{display:block;width:100%;max-width:34rem;image-rendering:pixelated;border-radius:3px}
 .chart{background:var(--panel);border-radius:8px;padding:.6rem}svg{display:block;width:100%;height:auto}

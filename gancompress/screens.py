@@ -209,7 +209,10 @@ def show_segmentation(result: dict[str, Any]) -> None:
 def show_comparison(result: dict[str, Any]) -> None:
     """The tables of a comparison and what they were taken from."""
     for made in tables(result, named=False):
-        stdout.print(table(made.title, made.columns, made.rows))
+        # a terminal is narrow, and there are more numbers than sources: a line for each number
+        corner, *heads = [row[0] for row in (made.columns, *made.rows)]
+        lines = [list(line) for line in zip(*(row[1:] for row in (made.columns, *made.rows)), strict=True)]
+        stdout.print(table(made.title, [corner, *heads], lines))
         stdout.print()
     for row in result["rows"]:
         stdout.print(f"  {row['number']} {row['source']}" + (f" ({row['run']})" if row["run"] else ""), highlight=False, markup=False)

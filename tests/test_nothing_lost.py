@@ -100,6 +100,7 @@ def in_a_child(work) -> tuple[int, str]:
 
 def test_a_run_that_is_killed_at_any_event_ends_like_one_that_is_not(tiny_teacher, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
+    monkeypatch.setattr("gancompress.planning._report", lambda plan, reporter: None)  # written after the run, and no part of it
     changes = {**dict(TINY), "output.log_kimg": 0.004, "output.save_kimg": 0.004, "output.pictures_kimg": 0.012}
 
     def undisturbed(out: Path) -> None:
@@ -151,7 +152,7 @@ PHASES = {
     "saving": ("gancompress.checkpoint._write", ["distill", "{teacher}", "--out", "{out}", "--steps", "4", "--batch-size", "4"]),
     "eval": ("gancompress.metrics.evaluate", ["eval", "{teacher}", "--num-images", "4"]),
     "collect": ("gancompress.collecting._draw", ["collect", "{teacher}", "--out", "{out}", "--num", "64"]),
-    "export": ("gancompress.exporter.fixed_images", ["export", "{teacher}", "--out", "{out}"]),
+    "export": ("gancompress.exporter.describe", ["export", "{teacher}", "--out", "{out}"]),
 }
 SIGNALLED = """
 import importlib, os, signal, sys
