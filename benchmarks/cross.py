@@ -3,7 +3,7 @@
     python benchmarks/cross.py NAME DATA OUT [--features digits|MOBILENET.pth] [--nc 1] [--teacher-kimg 30] [--num 20000] [--kimg 20]
         [--students dcgan,mlp] [--recipes scratch,mse,akdg] [--seeds 0,1,2] [--num-images 3000] [--device auto]
 
-The teacher, 64 channels at 32 x 32 pixels with a critic of 32, is trained by scratch (hinge, spectral norm) and recorded once; no student sees more
+The teacher, 32 channels at 32 x 32 pixels with a critic of 16, is trained by scratch (hinge, spectral norm) and recorded once; no student sees more
 of it. Games, rates and the critics' R1 are those of adversarial.py. Distances on the named features to the real images. A second call goes on where
 the first stopped. The last line printed is one JSON object, kept in results/cross_NAME.json; the picture beside the runs shows samples of each.
 """
@@ -28,7 +28,7 @@ from gancompress.planning import choose_device
 from gancompress.report import save_rows
 
 TEACHER: dict[str, Any] = {
-    "student.family": "sngan", "student.arch.resolution": 32, "student.arch.width": 64, "student.arch.d_width": 32, "weights.game": "hinge",
+    "student.family": "sngan", "student.arch.resolution": 32, "student.arch.width": 32, "student.arch.d_width": 16, "weights.game": "hinge",
     "optim.g_lr": 5e-4, "optim.g_betas": [0.0, 0.9], "optim.d_lr": 5e-4, "optim.d_betas": [0.0, 0.9], "schedule.batch_size": 64,
     "schedule.ema_kimg": 2, "output.pictures_kimg": 1e6, "output.save_kimg": 5,
 }  # fmt: skip
