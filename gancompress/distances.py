@@ -1,4 +1,4 @@
-"""Arithmetic on features: Frechet and kernel distances, precision and recall, inception score; moments kept while features stream by."""
+"""Arithmetic on features: Frechet and kernel distances, precision and recall, inception score; moments while features stream by; how far images lie apart."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from gancompress.errors import CheckpointError, UsageError
 from gancompress.weights import file_sha256
 
 KID_SUBSETS, KID_SUBSET_SIZE, NEIGHBOURS, SPLITS = 100, 1000, 3, 10
+#: a student whose images lie less than this share of its teacher's (or of real ones) apart has collapsed
+COLLAPSED = 0.1
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,12 @@ def inception_score(logits: Tensor) -> float:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     return float(isc_features_to_metric(logits.cpu(), splits=min(SPLITS, len(logits)))["inception_score_mean"])
+
+
+def spread(images: Tensor) -> float:
+    """Mean over pairs of the root mean square difference of images (N, C, H, W), their diversity; 0 of a single one."""
+    flat = images.flatten(1).float()
+    return float(torch.pdist(flat).mean()) / flat.shape[1] ** 0.5 if len(flat) > 1 else 0.0
 
 
 # -------------------------------------------------------------------------------------------------------------- statistics files

@@ -14,6 +14,7 @@ from gancompress import references
 from gancompress.cost import gan_cost, latency
 from gancompress.data import Images
 from gancompress.distances import (
+    COLLAPSED,
     KID_SUBSET_SIZE,
     KID_SUBSETS,
     NEIGHBOURS,
@@ -69,8 +70,6 @@ FEATURES, DISTANCES, SINGLE = {"fid", "kid", "is", "pr"}, {"fid", "kid", "pr"}, 
 DEFAULT = ("fid", "is", "vol", "paired", "diversity", "latency")
 #: below so many images a Frechet distance is visibly biased
 BIASED = 10_000
-#: a student whose images lie less than this share of the teacher's apart has collapsed
-COLLAPSED = 0.1
 
 
 def parse_metrics(text: str) -> list[str]:

@@ -377,7 +377,7 @@ def test_a_run_that_diverges_keeps_both_students(place, tmp_path, monkeypatch):
 
 def test_the_student_before_a_collapse_is_one_that_loads(place, tmp_path, monkeypatch):
     shares = iter([1.0, 1.0, 0.0])  # of the teacher, and of the student's first and second pictures
-    monkeypatch.setattr("gancompress.loop.diversity", lambda images: next(shares))
+    monkeypatch.setattr("gancompress.loop.spread", lambda images: next(shares))
     run_plan(planned(place, tmp_path / "run", ("output.pictures_kimg", 0.001), steps=2), Silent())
     assert gancompress.load(tmp_path / "run" / "student-before-collapse.safetensors")(torch.zeros(1, 3, 16, 16)).shape == (1, 3, 16, 16)
 

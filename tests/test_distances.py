@@ -22,6 +22,7 @@ from gancompress.distances import (
     kernel_distance,
     precision_recall,
     read_statistics,
+    spread,
     statistics_of,
     write_statistics,
 )
@@ -173,6 +174,12 @@ def test_diversity_is_the_mean_distance_of_images():
     x = torch.cat(list(generated(gan, 128, 0, CPU))).flatten(1)
     by_hand = sum(float((x[i] - x[j]).square().mean().sqrt()) for i in range(128) for j in range(i)) / (128 * 127 / 2)
     assert diversity(gan, 0, CPU) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_spread_of_images_is_their_mean_distance_and_nothing_of_a_single_one():
+    images = torch.tensor([0.0, 0.0, 0.6])[:, None, None, None].expand(3, 1, 2, 2)
+    assert spread(images) == pytest.approx(0.4)  # of three pairs two differ by 0.6
+    assert spread(images[:1]) == 0
 
 
 # -------------------------------------------------------------------------------------------------------------- statistics files

@@ -29,7 +29,7 @@ from gancompress.config import Schedule
 from gancompress.console import Silent
 from gancompress.errors import CheckpointError, DivergedError, GanCompressError, StoppedError, UsageError
 from gancompress.loading import load_gan
-from gancompress.loop import Ema, Log, Trainer, diversity
+from gancompress.loop import Ema, Log, Trainer
 from gancompress.losses.mse import Mse
 from gancompress.planning import make_plan
 from gancompress.request import Request
@@ -572,12 +572,6 @@ def test_a_student_whose_images_grow_alike_is_told_of_and_the_one_before_is_kept
 
 def test_a_sound_student_is_not_called_collapsed(unbroken):
     assert all(e["diversity"] > 0.1 for e in log_of(unbroken("joint")) if "diversity" in e)
-
-
-def test_diversity_is_the_mean_difference_of_two_images():
-    images = torch.tensor([0.0, 0.0, 0.6])[:, None, None, None].expand(3, 1, 2, 2)
-    assert diversity(images) == pytest.approx(0.4)  # of three pairs two differ by 0.6
-    assert diversity(images[:1]) == 0
 
 
 # -------------------------------------------------------------------------------------------------------------------- average
