@@ -229,7 +229,7 @@ def evaluate(
     against: Annotated[Optional[str], typer.Option("--against", help="The teacher; default: the one the run was made from.")] = None,  # noqa: UP045
     data: Data = None,
     direction: Direction = None,
-    metrics: Annotated[Optional[str], typer.Option(metavar="LIST", help="Of fid, kid, is, pr, ppl, vol, paired, lpips, diversity, latency.")] = None,  # noqa: UP045
+    metrics: Annotated[Optional[str], typer.Option(metavar="LIST", help="fid,kid,is,pr,ppl,vol,paired,lpips,diversity,latency,exported,memory")] = None,  # noqa: UP045
     num_images: Annotated[int, typer.Option("--num-images", min=2, help="Images generated, and real ones used.")] = 5000,
     batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Images at a time; it changes no number.")] = None,  # noqa: UP045
     truncation: Annotated[Optional[float], typer.Option(help="The family's own, of student and teacher alike.")] = None,  # noqa: UP045
@@ -250,7 +250,7 @@ def evaluate(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure a student beside its teacher: fidelity, distance, score, blur, size and latency."""
+    """Measure a student beside its teacher: fidelity, distance, score, blur, size, latency and memory."""
     from gancompress import api, screens
 
     where = _device(device)
