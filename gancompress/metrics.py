@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from gancompress import distributed as ranks
 from gancompress import references
 from gancompress.cost import gan_cost, latency, peak_memory, timed
 from gancompress.data import Images
@@ -19,7 +19,6 @@ from gancompress.distances import (
     KID_SUBSETS,
     NEIGHBOURS,
     SPLITS,
-    Moments,
     Statistics,
     frechet,
     frechet_distance,
@@ -32,6 +31,7 @@ from gancompress.errors import UsageError
 from gancompress.extractors import Extractor
 from gancompress.fidelity import (
     BATCH,
+    Collected,
     collect,
     default_batch_size,
     diversity,
@@ -155,12 +155,12 @@ def evaluate(
         task.reference = _reference(task, student, teacher, images, cache)
         protocol |= task.reference.protocol
         task.notes += task.reference.notes
-        if save_stats is not None:
+        if save_stats is not None and not ranks.rank():
             write_statistics(save_stats, task.reference.statistics, {k: v for k, v in protocol.items() if k not in ("num_images", "device")})
     result: dict[str, Any] = {"protocol": protocol | _constants(task), "notes": task.notes}
     result["protocol"]["hash"] = protocol_hash(result["protocol"])
     for name, gan in columns.items():
-        result[name] = _costs(gan, task) | _quality(gan, task) | _paths(gan, task)
+        result[name] = ranks.on_first(functools.partial(_costs, gan, task)) | _quality(gan, task) | _paths(gan, task)
     if teacher is not None and task.wanted & {"paired", "lpips"}:
         count = min(num_images, 1000)
         result["paired"] = paired_fidelity(student, teacher, count, seed, device, task.batch_size, task.lpips if "lpips" in task.wanted else None)
@@ -260,21 +260,21 @@ def _quality(gan: GAN, task: _Task) -> dict[str, float]:
             return {}
         blur = [variance_of_laplacian(b) for b in generated(gan, min(task.num_images, 1000), task.seed, task.device, task.batch_size)]
         return {"variance_of_laplacian": float(torch.cat(blur).mean())}
-    batches = generated(gan, task.num_images, task.seed, task.device, task.batch_size)
-    moments = Moments()
-    found = collect(batches, extractor, moments if "fid" in wanted else None, features=bool(wanted & SINGLE), logits="is" in wanted)
+    batches = generated(gan, task.num_images, task.seed, task.device, task.batch_size, dealt=True)
+    found = collect(batches, extractor, features=bool(wanted & SINGLE), logits="is" in wanted, moments="fid" in wanted, dealt=True)
     column: dict[str, float] = {}
     if task.reference is not None:
-        column |= _distances(moments, found.features, task.reference, task)
+        column |= _distances(found, task.reference, task)
     if found.logits is not None:
         column["inception_score"] = inception_score(found.logits)
     return column | ({"variance_of_laplacian": found.sharpness} if "vol" in wanted else {})
 
 
-def _distances(moments: Moments, features: Tensor | None, reference: references.Reference, task: _Task) -> dict[str, float]:
+def _distances(found: Collected, reference: references.Reference, task: _Task) -> dict[str, float]:
     column: dict[str, float] = {}
-    if "fid" in task.wanted:
-        column["fid" if task.inception else "frechet_distance"] = frechet(moments.statistics(), reference.statistics)
+    features = found.features
+    if found.moments is not None:
+        column["fid" if task.inception else "frechet_distance"] = frechet(found.moments.statistics(), reference.statistics)
     if features is None or reference.features is None:
         return column
     if "kid" in task.wanted:
