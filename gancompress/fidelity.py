@@ -124,7 +124,7 @@ def collect(
         if moments:
             sums.add(found)
     if dealt and ranks.world() > 1:
-        each = ranks.everyones([tuple(None if t is None else t.cpu() for t in batch) for batch in kept])
+        each = ranks.everyones([(None if f is None else f.cpu(), None if s is None else s.cpu(), blur.cpu()) for f, s, blur in kept])
         kept = [batch for turn in itertools.zip_longest(*each) for batch in turn if batch is not None]
         sums = Moments.of_all(ranks.everyones(Moments.of_all([sums])))
     return Collected(
