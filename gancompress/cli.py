@@ -76,7 +76,7 @@ def _reader_options(classes: int | None, reader: list[str] | None, family: str |
 
 def _device(name: str) -> Any:
     """The device, with one line of notice where ``auto`` found no CUDA."""
-    from gancompress.planning import choose_device
+    from gancompress.devices import choose_device
 
     device = choose_device(name)
     if name == "auto" and device.type == "cpu":
@@ -139,7 +139,10 @@ def distill(
     from gancompress import console, screens
     from gancompress import distributed as ranks
     from gancompress.config import parse_override
-    from gancompress.planning import choose_device, make_plan, run_plan
+    from gancompress.devices import choose_device
+    from gancompress.planning import make_plan
+    from gancompress.request import Request
+    from gancompress.running import run_plan
 
     words = list(overrides or [])
     if teacher and "=" in teacher and not Path(teacher).exists():  # no teacher was named: this is the first key=value
@@ -166,12 +169,12 @@ def distill(
         first = ranks.rank() == 0  # the others work in silence
         if first:
             _device(device)
-        plan = ranks.agreed(lambda: make_plan(
+        plan = ranks.agreed(lambda: make_plan(Request(
             teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
             reader_options=_reader_options(classes, reader, family, key),
             target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
             fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction, back=back,
-        ), lambda plan: json.dumps(plan.identity))  # fmt: skip
+        )), lambda plan: json.dumps(plan.identity))  # fmt: skip
         if first:
             screens.show_plan(plan)
         if dry_run:

@@ -27,8 +27,10 @@ from gancompress.console import Silent
 from gancompress.data import Batches, Images
 from gancompress.errors import UsageError
 from gancompress.loading import load_gan
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
 from gancompress.recorded import Feed, Recorded
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 CLOSE = 1e-5
@@ -126,7 +128,7 @@ def apart(a, b):
 
 def in_this_process(case, out):
     """The same case trained by one process; its run folder."""
-    return run_plan(make_plan(*case["args"], **case["options"], out=out, device="cpu"), Silent()).parent
+    return run_plan(make_plan(Request(*case["args"], **case["options"], out=out, device="cpu")), Silent()).parent
 
 
 # ------------------------------------------------------------------------------------------------------------ the student of one
@@ -264,13 +266,13 @@ def test_a_batch_that_does_not_divide_is_refused(count, accumulate, said, remedy
     case = case_of("scratch", sources, 1)
     case["options"]["overrides"].append(("schedule.accumulate", accumulate))
     with pytest.raises(UsageError, match=said) as caught:
-        make_plan(*case["args"], **case["options"], out=tmp_path / "run", device="cpu")
+        make_plan(Request(*case["args"], **case["options"], out=tmp_path / "run", device="cpu"))
     assert caught.value.hint.startswith(remedy)
 
 
 def test_the_plan_tells_what_is_of_each_process_alone(tiny_teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "_here", ranks._Here(0, 2))
-    notes = make_plan(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu").notes
+    notes = make_plan(Request(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu")).notes
     assert any(note.startswith("2 processes, each with 16 of 32 images at once; BatchNorm normalises over a process's own") for note in notes)
 
 
