@@ -287,7 +287,7 @@ def eval_classes(
     """
     chosen = class_list(classes, student)
     found = evaluate_classes(student, teacher, images, extractor, chosen, **protocol)
-    if pictures is not None:
+    if pictures is not None and not ranks.rank():
         seed, device = protocol["seed"], protocol["device"]
         save_worst(pictures / "worst.png", student, teacher, found["student"]["worst"], seed, device)
         save_rows(pictures / "interpolations.png", interpolations(student, chosen, seed, device))

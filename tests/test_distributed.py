@@ -324,6 +324,28 @@ def command(teacher, out, steps, *more):
     return [sys.executable, "-m", "gancompress", "distill", str(teacher), *words, *more]
 
 
+def evaluated(folder, *words):
+    """What eval prints as JSON in a process of its own, with its own cache, without what is timed."""
+    words = [sys.executable, "-m", "gancompress", "eval", *map(str, words), "--device", "cpu", "--feature-extractor", "random", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder)}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+METRICS = ["--num-images", 130, "--batch-size", 16, "--metrics", "fid,is,pr,vol,diversity"]
+
+
+@pytest.mark.parametrize("words", [METRICS, pytest.param(["--num-images", 20, "--batch-size", 8, "--per-class", "all"], marks=pytest.mark.slow)])
+def test_two_processes_measure_what_one_does(words, tmp_path):
+    """Batches of 16, and a last one of 2: five for the first process, four for the second."""
+    gan = small_gan("tinygan", {"resolution": 32, "nz": 4, "classes": 3, "width": 4})
+    save_networks(path := tmp_path / "teacher.safetensors", gan.family, gan.arch, gan.networks, {})
+    one, two = (evaluated(tmp_path / name, path, "--against", path, *words, *more) for name, more in (("a", ()), ("b", ("--gpus", "2"))))
+    assert one["student"].keys() == two["student"].keys()
+    assert difference(one, two) < 1e-9
+    assert one["protocol"] == two["protocol"]
+
+
 def running(teacher, out):
     """A run on two processes that has saved a state on its way."""
     process = subprocess.Popen(
