@@ -22,7 +22,6 @@ from gancompress.distances import (
     SPLITS,
     Statistics,
     frechet,
-    frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
@@ -31,28 +30,19 @@ from gancompress.distances import (
 from gancompress.errors import UsageError
 from gancompress.extractors import Extractor
 from gancompress.fidelity import (
-    BATCH,
     Collected,
     collect,
     default_batch_size,
     diversity,
-    features_of,
     generated,
     paired_fidelity,
-    psnr,
     setting,
-    ssim,
     variance_of_laplacian,
 )
 from gancompress.gan import GAN, shares_latents
 from gancompress.onnx_export import in_onnxruntime, need_extras
 from gancompress.perceptual import EPSILON, Lpips, path_length
 from gancompress.protocol import protocol_hash
-
-__all__ = [
-    "BATCH", "DEFAULT", "METRICS", "evaluate", "features_of", "frechet_distance", "generated", "inception_score", "paired_fidelity", "psnr", "ssim",
-    "variance_of_laplacian",
-]  # fmt: skip
 
 #: every metric by the name ``--metrics`` takes
 METRICS = {
