@@ -111,9 +111,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float((a.mean(0) - b.mean(0)).square().sum() + da.square().sum() + db.square().sum() - 2 * common)
 
 
-def kernel_distance(a: Tensor, b: Tensor, seed: int, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE) -> tuple[float, float]:
+def kernel_distance(a: Tensor, b: Tensor, seed: int, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE) -> tuple[float, float | None]:
     """(mean, standard deviation) over subsets of the unbiased squared MMD of features (N, F) under the kernel (x.y / F + 1)^3, KID
     (Binkowski et al. 2018, arXiv:1801.01401, §4; Gretton et al. 2012, Eq. 3). It may be a little below zero.
+    The deviation is None where all subsets are the same: a single one, or one that takes every image of both.
 
     Raises:
         UsageError: fewer images than a subset takes.
@@ -129,7 +130,8 @@ def kernel_distance(a: Tensor, b: Tensor, seed: int, subsets: int = KID_SUBSETS,
         within = sum((k.sum(dtype=torch.float64) - k.diagonal().sum(dtype=torch.float64)) / (size * (size - 1)) for k in (xx, yy))
         found.append(within - 2 * xy.sum(dtype=torch.float64) / size**2)
     each = torch.stack([torch.as_tensor(f) for f in found])
-    return float(each.mean()), float(each.std(correction=0))
+    alike = subsets == 1 or size == len(a) == len(b)
+    return float(each.mean()), None if alike else float(each.std(correction=0))
 
 
 def precision_recall(generated: Tensor, real: Tensor, neighbours: int = NEIGHBOURS, chunk: int = 1000) -> tuple[float, float]:

@@ -268,7 +268,8 @@ def _distances(found: Collected, reference: references.Reference, task: _Task) -
         return column
     if "kid" in task.wanted:
         name = "kid" if task.inception else "kernel_distance"
-        column[name], column[f"{name}_sd"] = kernel_distance(features, reference.features, task.seed, KID_SUBSETS, KID_SUBSET_SIZE)
+        column[name], sd = kernel_distance(features, reference.features, task.seed, KID_SUBSETS, KID_SUBSET_SIZE)
+        column |= {} if sd is None else {f"{name}_sd": sd}
     if "pr" in task.wanted:
         column["precision"], column["recall"] = precision_recall(features.to(task.device), reference.features.to(task.device))
     return column

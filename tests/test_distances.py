@@ -115,6 +115,13 @@ def test_the_kernel_distance_of_two_samples_of_one_kind_is_about_nothing_however
     assert frechet_distance(a, b) > 0.1
 
 
+def test_a_kernel_distance_of_subsets_that_are_all_the_same_has_no_deviation():
+    a, b = features(60), features(60, seed=1)
+    assert kernel_distance(a, b, 0, subsets=3, size=60)[1] is None
+    assert kernel_distance(a, b, 0, subsets=1, size=50)[1] is None
+    assert kernel_distance(a, features(61, seed=1), 0, subsets=3, size=60)[1] > 0
+
+
 def test_a_kernel_distance_of_fewer_images_than_a_subset_is_refused():
     with pytest.raises(UsageError, match="1,000 images, and there are 1,200 and 999") as caught:
         kernel_distance(torch.zeros(1200, 2), torch.zeros(999, 2), 0)
