@@ -35,6 +35,8 @@ from gancompress.planning import make_plan
 from gancompress.request import Request
 from gancompress.running import run_plan
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 # batches of 4: a log line every 2 steps, a state every 3, a picture every 5
 TINY = [
     ("schedule.batch_size", 4),
@@ -93,14 +95,6 @@ def assert_same_run(a, b):
             assert torch.equal(tensor, other[key]), f"{name}: {key}"
     assert log_of(a) == log_of(b)
     assert [(p.name, p.read_bytes()) for p in sorted((a / "samples").iterdir())] == [(p.name, p.read_bytes()) for p in sorted((b / "samples").iterdir())]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Curves take longer than the tiny runs; test_cli draws them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        yield
 
 
 @pytest.fixture(scope="module")
