@@ -266,10 +266,11 @@ def evaluate(
     from gancompress import api, screens
     from gancompress import distributed as ranks
     from gancompress.devices import choose_device
+    from gancompress.runs import keep_evaluation, newest_run
 
     if ranks.to_launch(gpus):
         raise typer.Exit(ranks.launch(gpus or 1, choose_device(device)))
-    source, options = student or str(api.newest_run()), _reader_options(classes, reader) | ({"truncation": truncation} if truncation is not None else {})
+    source, options = student or str(newest_run()), _reader_options(classes, reader) | ({"truncation": truncation} if truncation is not None else {})
     fcn: dict[str, Any] = {"label_maps": label_maps, "classes": segmenter_classes, "ignored": ignore_label, "target": target}
     if segmenter is not None:
         if per_class or feature_extractor or weights or pictures or metrics or save_stats or max_fid is not None or ranks.place()[1] > 1:
@@ -299,7 +300,7 @@ def evaluate(
         return
     show = screens.show_evaluation if per_class is None else screens.show_classes
     typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else show(result)
-    for line in result["notes"] + api.keep_evaluation(source, result):
+    for line in result["notes"] + keep_evaluation(source, result):
         typer.echo(printable(line, lines=True), err=True)
     api.check_distance(result, max_fid)
 
@@ -391,9 +392,10 @@ def sample(
 ) -> None:
     """Draw images from a teacher or a student; a translator's inputs come from --data."""
     from gancompress import api
+    from gancompress.runs import newest_run
 
     options = _reader_options(classes, reader)
-    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, data=data, direction=direction, device=_device(device), **options)
+    path = api.sample(source or str(newest_run()), out, num=num, seed=seed, label=label, data=data, direction=direction, device=_device(device), **options)
     typer.echo(f"samples: {path}")
 
 
@@ -415,10 +417,11 @@ def export(
     reader: ReaderOption = None,
 ) -> None:
     """Write model.safetensors and other formats with config.json, each run and checked against the source network; --push-to-hub publishes them."""
-    from gancompress import api, publishing
+    from gancompress import publishing
     from gancompress.exporter import export as write
+    from gancompress.runs import newest_run
 
-    source = student or str(api.newest_run())
+    source = student or str(newest_run())
     if out is None and not Path(source).is_dir():
         raise UsageError("--out DIR is needed where the source is no run folder")
     options = _reader_options(classes, reader)
