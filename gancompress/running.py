@@ -87,7 +87,8 @@ def _train(plan: Plan, reporter: Reporter) -> None:
             pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
             pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
         )  # fmt: skip
-        done = train(plan.trained, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
+        frozen = [net for gan in (plan.teacher, plan.back and plan.back.teacher) if gan for net in gan.networks.values()]
+        done = train(plan.trained, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device, frozen, plan.compiler)
     except DivergedError as error:
         if ranks.rank():
             raise ToldElsewhereError(str(error), exit_code=error.exit_code) from None
@@ -124,7 +125,7 @@ def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
         )  # fmt: skip
         ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
         reporter.note(f"training a discriminator for the teacher: {plan.fit_kimg:g} kimg")
-        train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device)
+        train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device, compiler=plan.compiler)
         critic: Any = loss.critics["student"]
         facts = {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"}
         ranks.on_first(lambda: save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, facts))
