@@ -13,7 +13,7 @@ from test_loop import Notes, plan_of, run
 from gancompress import distributed as ranks
 from gancompress import loop, speed
 from gancompress.checkpoint import newest_state
-from gancompress.errors import DivergedError, UsageError
+from gancompress.errors import DivergedError, MissingError, UsageError
 from gancompress.losses.gan import PathLength, gradient_penalty, r1_penalty
 from gancompress.planning import make_plan, run_plan
 from gancompress.speed import applied
@@ -238,3 +238,65 @@ def test_a_lazy_regulariser_has_a_step_of_its_own_that_is_not_scaled(half, monke
     plan.loss.d_every, plan.loss.adversary.weights = 2, plan.loss.adversary.weights.model_copy(update={"r1": 1.0, "r1_every": 2})
     run_plan(plan, Notes())
     assert seen == [(1.0, True), (2, False), (1.0, True), (1.0, True), (1.0, True)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- torch.compile
+
+#: two of them quickly: with BatchNorm, with spectral norm; the rest takes a minute
+FIRST = [("dcgan", 0), ("tinygan", 1)]
+COMPILED = [pytest.param(f, i, marks=[] if (f, i) in FIRST else pytest.mark.slow) for f, variants in SMALL.items() for i in range(len(variants))]
+
+
+@pytest.mark.parametrize(("family", "variant"), COMPILED)
+def test_a_compiled_network_is_one_graph_and_gives_what_it_gave_before(family, variant):
+    """fullgraph: torch raises where Python would have to step in."""
+    gan, nets, given = networks_of(family, SMALL[family][variant])
+    states = [copy.deepcopy(net.state_dict()) for net in nets]
+
+    def step():
+        for net, state in zip(nets, states, strict=True):
+            net.load_state_dict(state)
+            net.zero_grad()
+        found = outputs_of(gan, *given)
+        torch.stack([x.square().mean() for x in found]).sum().backward()
+        gradients = [p.grad.clone() for net in nets for p in net.parameters() if p.grad is not None]
+        return [x.detach() for x in found], gradients, [t.clone() for net in nets for t in net.buffers()]
+
+    exact = step()
+    with applied(nets, "fp32", "aot_eager"):
+        found = step()
+        assert copy.deepcopy(nets[0]).state_dict().keys() == states[0].keys()
+    largest = max(float(g.abs().max()) for g in exact[1])
+    for ours, theirs in zip(found, exact, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_a_compiled_run_takes_the_steps_of_the_eager_one(tiny_teacher, tiny_data, tmp_path):
+    """With critic steps that no graph of the student is kept for, and a penalty that is differentiated twice."""
+    students = []
+    for name, compiler in (("eager", None), ("compiled", "aot_eager")):
+        plan = plan_of("joint-wgan-gp", tiny_teacher, tiny_data, tmp_path / name, steps=3)
+        plan.compiler = compiler
+        students.append(load_file(run_plan(plan, Notes())))
+    assert all(torch.allclose(value, students[1][key], atol=1e-4) for key, value in students[0].items())
+    identities = [(tmp_path / name / "run.json").read_text() for name in ("eager", "compiled")]
+    assert identities[0].replace("eager", "compiled") == identities[1]
+
+
+def test_what_cannot_be_compiled_is_told_and_not_run_as_it_is():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            torch._dynamo.graph_break()
+            return x + 1
+
+    with applied([net := Broken()], backend="eager"), pytest.raises(MissingError, match=r"--compile: Broken\.forward cannot be compiled") as caught:
+        net(torch.zeros(2))
+    assert caught.value.exit_code == 4
+
+
+def test_a_machine_without_a_compiler_is_told_before_anything_is_trained(tiny_teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda x: (_ for _ in ()).throw(RuntimeError("No working C++ compiler found\nmore")))
+    with pytest.raises(MissingError, match=r"--compile: nothing can be compiled here \(No working C\+\+ compiler found\)"):
+        make_plan(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu", compiled=True)
+    assert not (tmp_path / "run").exists()
