@@ -15,7 +15,9 @@ from gancompress import loop, speed
 from gancompress.checkpoint import newest_state
 from gancompress.errors import DivergedError, MissingError, UsageError
 from gancompress.losses.gan import PathLength, gradient_penalty, r1_penalty
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 from gancompress.speed import applied
 
 VARIANTS = [(family, fields) for family, variants in SMALL.items() for fields in variants]
@@ -27,7 +29,7 @@ def no_pages():
     """Curves and reports take longer than the tiny runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gancompress.report.save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        patch.setattr("gancompress.planning.write_report", lambda *_: None)
+        patch.setattr("gancompress.running.write_report", lambda *_: None)
         yield
 
 
@@ -126,7 +128,7 @@ def test_tf32_is_for_the_run_alone():
 @pytest.mark.parametrize(("precision", "why"), [("tf32", "none on a CPU"), ("fp16", "a CPU gains nothing")])
 def test_what_a_cpu_has_not_is_refused(precision, why, tiny_teacher, tmp_path):
     with pytest.raises(UsageError, match=f"--precision {precision}: .*{why}"):
-        make_plan(str(tiny_teacher), "mse", overrides=[("precision", precision)], out=tmp_path / "run", device="cpu")
+        make_plan(Request(str(tiny_teacher), "mse", overrides=[("precision", precision)], out=tmp_path / "run", device="cpu"))
 
 
 # ------------------------------------------------------------------------------------------------------------------------ runs
@@ -298,5 +300,5 @@ def test_what_cannot_be_compiled_is_told_and_not_run_as_it_is():
 def test_a_machine_without_a_compiler_is_told_before_anything_is_trained(tiny_teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda x: (_ for _ in ()).throw(RuntimeError("No working C++ compiler found\nmore")))
     with pytest.raises(MissingError, match=r"--compile: nothing can be compiled here \(No working C\+\+ compiler found\)"):
-        make_plan(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu", compiled=True)
+        make_plan(Request(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu", compiled=True))
     assert not (tmp_path / "run").exists()
