@@ -163,7 +163,7 @@ LEVELS = [
     {"contents", "pairs", "weights"},
     {"loading", "report", "extractors", "distances", "perceptual", "runs", "shards"},
     {"comparison"},
-    {"loop", "fidelity", "folding", "students", "recorded", "segmentation"},
+    {"loop", "fidelity", "folding", "students", "recorded", "segmentation", "fitting"},
     {"runreport", "way_back", "request"},
     {"opening", "building", "classwise", "references", "describing", "onnx_export", "original_keys"},
     {"planning", "collecting", "metrics"},
