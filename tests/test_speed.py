@@ -6,14 +6,17 @@ import copy
 
 import pytest
 import torch
-from conftest import SMALL, small_gan
+from conftest import BRIEFLY, SMALL, small_gan
 from safetensors.torch import load_file
 from test_loop import Notes, plan_of, run
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from gancompress import distributed as ranks
-from gancompress import loop, speed
+from gancompress import loop, running, speed
 from gancompress.checkpoint import newest_state
+from gancompress.data import Images
 from gancompress.errors import DivergedError, MissingError, UsageError
+from gancompress.losses import LOSSES
 from gancompress.losses.gan import PathLength, gradient_penalty, r1_penalty
 from gancompress.planning import make_plan
 from gancompress.request import Request
@@ -240,6 +243,48 @@ def test_a_lazy_regulariser_has_a_step_of_its_own_that_is_not_scaled(half, monke
     plan.loss.d_every, plan.loss.adversary.weights = 2, plan.loss.adversary.weights.model_copy(update={"r1": 1.0, "r1_every": 2})
     run_plan(plan, Notes())
     assert seen == [(1.0, True), (2, False), (1.0, True), (1.0, True), (1.0, True)]
+
+
+# ------------------------------------------------------------------------------------------------------------ nothing is waited for
+
+
+class Waits(TorchDispatchMode):
+    """What would make a host wait for a GPU: numbers read from tensors, and results whose size depends on values.
+
+    Whole numbers are let through: they are seeds and places of images, drawn on the CPU.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        whole = isinstance(args[0], torch.Tensor) and args[0].dtype == torch.int64 if args else True
+        masked = name.startswith("aten.index.") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if not whole and (masked or name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal."))):
+            self.seen.append(name)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("recipe", sorted(LOSSES.keys() - {"portable-i2i"}))
+def test_no_step_reads_a_number_from_the_device(recipe, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    get = Images.__getitem__
+
+    def loaded(self, indices):
+        with _disable_current_modes():  # files and their cache lie on the CPU
+            return get(self, indices)
+
+    monkeypatch.setattr(Images, "__getitem__", loaded)
+    changes = [("schedule.batch_size", 4), ("schedule.accumulate", 1), *BRIEFLY.get(recipe, [])]
+    plan = make_plan(Request(str(tiny_teacher), recipe, overrides=changes, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=20))
+    trainer, batches = loop.Trainer(plan.trained, plan.loss, plan.recipe), running._batches(plan, plan.recipe.schedule)
+    with Waits() as watch:
+        for trainer.step in (0, 9, 10):  # tinygan's adversarial step is one in five
+            trainer.train_step(batches)
+        assert not watch.seen
+        bool(torch.isfinite(trainer.sums.popitem()[1]))
+    assert watch.seen  # it would have been noticed
 
 
 # ----------------------------------------------------------------------------------------------------------------- torch.compile
