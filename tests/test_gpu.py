@@ -127,7 +127,7 @@ def test_no_step_waits_for_the_gpu(recipe, precision, tiny_teacher, tiny_data, t
     for part in (plan.teacher, plan.student, plan.loss):
         part.to(plan.device)
     trainer, batches = Trainer(plan.trained, plan.loss, plan.recipe), running._batches(plan, plan.recipe.schedule)
-    with applied([*trainer.trained, *running._frozen(plan)], precision):
+    with applied([*trainer.trained, *running._frozen(plan, batches)], precision):
         trainer.train_step(batches)  # kernels are loaded and memory is taken
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from gancompress import loop, running, speed
 from gancompress.checkpoint import newest_state
 from gancompress.data import Images
 from gancompress.errors import DivergedError, MissingError, UsageError
+from gancompress.folding import folded
 from gancompress.losses import LOSSES
 from gancompress.losses.gan import PathLength, gradient_penalty, r1_penalty
 from gancompress.planning import make_plan
@@ -347,3 +349,34 @@ def test_a_machine_without_a_compiler_is_told_before_anything_is_trained(tiny_te
     with pytest.raises(MissingError, match=r"--compile: nothing can be compiled here \(No working C\+\+ compiler found\)"):
         make_plan(Request(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu", compiled=True))
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- folded teachers
+
+
+@pytest.mark.parametrize(("family", "variant"), [("dcgan", 1), ("sngan", 2), ("biggan", 0), ("unet", 0)])
+def test_a_teacher_draws_with_its_norms_folded_and_stays_as_it_is(family, variant):
+    gan = small_gan(family, SMALL[family][variant])
+    hashed, given = gan.sha256(), gan.sample(4, torch.Generator().manual_seed(0))
+    lighter = folded(gan)
+    assert len(lighter.generator.state_dict()) < len(gan.generator.state_dict())
+    assert torch.allclose(lighter.generator(*given), gan.generator(*given), atol=1e-5)
+    assert gan.sha256() == hashed
+    assert lighter.discriminator is gan.discriminator
+
+
+def test_a_teacher_without_norms_or_of_a_family_of_somebody_s_own_is_not_folded():
+    plain = small_gan("mlp", SMALL["mlp"][0])
+    assert folded(plain) is plain
+    own = small_gan("dcgan", SMALL["dcgan"][0])
+    own.family = dataclasses.replace(own.family, name="dcgan", options=frozenset())
+    assert folded(own) is own
+
+
+def test_a_run_folds_a_live_teacher_and_records_the_one_it_was_given(tiny_teacher, tiny_data, tmp_path):
+    plan = plan_of("joint", tiny_teacher, tiny_data, tmp_path / "run", steps=2)
+    batches = running._batches(plan, plan.recipe.schedule)
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in plan.teacher.generator.modules())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in batches.teacher.generator.modules())
+    assert plan.identity["teacher"]["sha256"] == plan.teacher.sha256()
+    assert len(running._frozen(plan, batches)) == 3  # the generator, the folded one, and the discriminator of both
