@@ -261,7 +261,7 @@ def evaluate(
     """Measure a student beside its teacher: fidelity, distance, score, blur, size, latency and memory. torchrun ranks share the images."""
     from gancompress import api, screens
     from gancompress import distributed as ranks
-    from gancompress.planning import choose_device
+    from gancompress.devices import choose_device
 
     if ranks.to_launch(gpus):
         raise typer.Exit(ranks.launch(gpus or 1, choose_device(device)))

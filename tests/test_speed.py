@@ -29,13 +29,7 @@ VARIANTS = [(family, fields) for family, variants in SMALL.items() for fields in
 BF16 = [("precision", "bf16")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pages():
-    """Curves and reports take longer than the tiny runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gancompress.report.save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        patch.setattr("gancompress.running.write_report", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_curves", "no_report")
 
 
 def networks_of(family, fields, train=True):
