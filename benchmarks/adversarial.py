@@ -20,11 +20,11 @@ from common import Notes, finish
 
 import gancompress
 from gancompress.data import EVALUATION, PICTURES, Images, draw, positions, rng, to_float
+from gancompress.devices import choose_device
 from gancompress.distances import frechet_distance, inception_score
 from gancompress.extractors import make_extractor
 from gancompress.fidelity import features_of, generated, paired_fidelity
 from gancompress.loading import load_gan
-from gancompress.planning import choose_device
 from gancompress.report import save_rows
 
 #: the same for every game, so that what differs is the recipe; not the papers' (their networks and lengths are others)

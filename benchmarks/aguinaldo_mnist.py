@@ -18,11 +18,11 @@ from common import Notes, finish
 
 import gancompress
 from gancompress.data import EVALUATION, Images, positions, to_float
+from gancompress.devices import choose_device
 from gancompress.distances import frechet_distance, inception_score
 from gancompress.extractors import Digits
 from gancompress.fidelity import features_of, generated, paired_fidelity
 from gancompress.loading import load_gan
-from gancompress.planning import choose_device
 
 #: with DCGAN's own settings (BatchNorm in D, both rates 2e-4) the 64 x 64 game collapsed to one digit: see docs/negative.md
 GAN_SETTINGS: list[tuple[str, Any]] = [("optim.g_lr", 1e-3), ("optim.d_lr", 2e-4), ("optim.decay", "cosine"), ("schedule.batch_size", 32)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gancompress.cost import device_name
-from gancompress.planning import choose_device
+from gancompress.devices import choose_device
 from gancompress.runs import versions
 
 RESULTS = Path(__file__).parent / "results"

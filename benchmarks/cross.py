@@ -20,11 +20,11 @@ from common import Notes, finish
 import gancompress
 from gancompress.collecting import collect
 from gancompress.data import EVALUATION, PICTURES, Images, draw, positions, rng, to_float
+from gancompress.devices import choose_device
 from gancompress.distances import frechet_distance, inception_score
 from gancompress.extractors import make_extractor
 from gancompress.fidelity import features_of, generated
 from gancompress.loading import load_gan
-from gancompress.planning import choose_device
 from gancompress.report import save_rows
 
 TEACHER: dict[str, Any] = {

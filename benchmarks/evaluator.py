@@ -23,8 +23,8 @@ from common import finish
 from torch import Tensor
 
 from gancompress import weights
+from gancompress.devices import choose_device
 from gancompress.extractors import Inception, stock_inception
-from gancompress.planning import choose_device
 from gancompress.unpickle import open_checkpoint
 
 

@@ -24,13 +24,13 @@ from torch import Tensor
 import gancompress
 from gancompress.config import Data, parse_override
 from gancompress.data import draw
+from gancompress.devices import choose_device
 from gancompress.distances import frechet_distance
 from gancompress.extractors import make_extractor
 from gancompress.fidelity import features_of
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
 from gancompress.pairs import ImagePairs
-from gancompress.planning import choose_device
 from gancompress.report import save_rows
 
 OFF = {"beta1": 0, "gamma1": 0, "beta2": 0, "gamma2": 0}

@@ -21,9 +21,11 @@ from common import Notes, finish
 
 from gancompress.collecting import prepare, record
 from gancompress.data import FALLBACK, LATENTS, Batches
+from gancompress.devices import choose_device
 from gancompress.loop import Trainer
-from gancompress.planning import choose_device, make_plan
+from gancompress.planning import make_plan
 from gancompress.recorded import Feed, RecordedTeacher
+from gancompress.request import Request
 
 FORMATS = ("png", "webp-lossless", "float16")
 
@@ -31,7 +33,7 @@ FORMATS = ("png", "webp-lossless", "float16")
 def variants(source: dict[str, str], folder: Path, args: argparse.Namespace, device: torch.device) -> tuple[Callable[[], None], Callable[[], None]]:
     """(a batch with its teacher images, a training step on such a batch) of a live or a recorded teacher."""
     changes = [("student.ch_mul", args.ch_mul), ("schedule.batch_size", args.batch_size), ("schedule.kimg", 1000)]
-    plan = make_plan(recipe="mse", overrides=changes, out=folder / f"run-{len(list(folder.iterdir()))}", device=str(device), **source)
+    plan = make_plan(Request(recipe="mse", overrides=changes, out=folder / f"run-{len(list(folder.iterdir()))}", device=str(device), **source))
     teacher, schedule, feeds = plan.teacher, plan.recipe.schedule, {}
     assert teacher is not None
     if isinstance(teacher, RecordedTeacher):

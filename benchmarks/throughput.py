@@ -21,16 +21,18 @@ from common import finish
 from torch.nn.functional import mse_loss
 
 from gancompress.data import Batches
+from gancompress.devices import choose_device
 from gancompress.loading import load_gan
 from gancompress.loop import Trainer
-from gancompress.planning import choose_device, make_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
 
 
 def ours(teacher: str, args: argparse.Namespace, device: torch.device, pool: int) -> Callable[[], None]:
     """One step of our loop."""
     with TemporaryDirectory() as folder:
         changes = [("student.ch_mul", args.ch_mul), ("schedule.batch_size", args.batch_size), ("schedule.kimg", 1000)]
-        plan = make_plan(teacher, "mse", overrides=[*changes, ("schedule.teacher_pool", pool)], out=Path(folder) / "run", device=str(device))
+        plan = make_plan(Request(teacher, "mse", overrides=[*changes, ("schedule.teacher_pool", pool)], out=Path(folder) / "run", device=str(device)))
     assert plan.teacher is not None
     plan.teacher.to(device)
     plan.student.to(device)

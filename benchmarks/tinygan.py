@@ -22,11 +22,11 @@ import gancompress
 from gancompress.classwise import evaluate_classes
 from gancompress.collecting import collect
 from gancompress.data import EVALUATION, PICTURES, draw, rng
+from gancompress.devices import choose_device
 from gancompress.distances import frechet_distance
 from gancompress.extractors import make_extractor
 from gancompress.fidelity import features_of, generated, paired_fidelity
 from gancompress.loading import load_gan
-from gancompress.planning import choose_device
 from gancompress.report import save_rows
 
 #: the rows of the paper's Table 2 that its terms allow, and mse

@@ -16,6 +16,7 @@ from gancompress.config import load_recipe, recipe_names
 from gancompress.console import Silent
 from gancompress.cost import device_name, generator_cost
 from gancompress.data import EVALUATION, Images, draw, rng
+from gancompress.devices import choose_device
 from gancompress.distances import Statistics, read_statistics
 from gancompress.errors import GanCompressError, MissingError, ParityError, UsageError
 from gancompress.extractors import Extractor, make_extractor
@@ -27,10 +28,12 @@ from gancompress.loop import Reporter
 from gancompress.losses import LOSSES
 from gancompress.losses.base import NEEDS
 from gancompress.metrics import FEATURES, evaluate, parse_metrics
-from gancompress.pairs import holds_both, sides
-from gancompress.planning import choose_device, feed_translator, make_plan, run_plan
+from gancompress.pairs import feed_translator, holds_both, sides
+from gancompress.planning import make_plan
 from gancompress.references import cache_folder
 from gancompress.report import save_grid, save_rows
+from gancompress.request import Request
+from gancompress.running import run_plan
 from gancompress.runs import EVALUATION_FILE, RUNS, STUDENT_BACK, record_of
 from gancompress.segmentation import VOID, LabelMaps, fcn_score, open_segmenter
 
@@ -117,13 +120,13 @@ def distill(
         recipe: a name of ``gancompress recipes`` or the path of a YAML file.
         overrides: pairs such as ("student.ch_mul", 0.25) or ("schedule.kimg", 50).
         plan_options: data, out, device, discriminator, reader_options, target_params, target_macs, target_size, steps,
-            fit_discriminator, target, direction, back (see ``gancompress.planning.make_plan``).
+            fit_discriminator, target, direction, recorded, back (see ``gancompress.request.Request``).
 
     Raises:
         GanCompressError: of the kind that fits.
     """
     with ranks.joined(choose_device(plan_options.get("device", "auto"))):
-        plan = ranks.agreed(lambda: make_plan(teacher, recipe, overrides=overrides, **plan_options), lambda plan: json.dumps(plan.identity))
+        plan = ranks.agreed(lambda: make_plan(Request(teacher, recipe, overrides=overrides, **plan_options)), lambda plan: json.dumps(plan.identity))
         return run_plan(plan, reporter if reporter and not ranks.rank() else Silent())
 
 
@@ -283,7 +286,7 @@ def eval_classes(
     """
     chosen = class_list(classes, student)
     found = evaluate_classes(student, teacher, images, extractor, chosen, **protocol)
-    if pictures is not None:
+    if pictures is not None and not ranks.rank():
         seed, device = protocol["seed"], protocol["device"]
         save_worst(pictures / "worst.png", student, teacher, found["student"]["worst"], seed, device)
         save_rows(pictures / "interpolations.png", interpolations(student, chosen, seed, device))

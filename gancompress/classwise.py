@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gancompress import distributed as ranks
 from gancompress.data import EVALUATION, Images, draw, positions, rng, to_float
 from gancompress.distances import frechet_distance, inception_score
 from gancompress.errors import MissingError, UsageError
@@ -38,14 +39,14 @@ def class_list(text: str, gan: GAN) -> list[int]:
 
 
 def _real(images: Images, label: int, num: int, seed: int, device: torch.device, batch_size: int) -> Iterator[Tensor]:
-    """Batches of at most ``num`` real images of one class in [-1, 1]."""
+    """Batches of at most ``num`` real images of one class in [-1, 1]; of several processes each reads its share."""
     if images.labels is None:
         raise MissingError(f"{images.source}: distances by class need labels, and this data has none", "an .npz with y_train, or idx files with labels")
     there = (images.labels == label).nonzero()[:, 0]
     if len(there) < 2:
         raise MissingError(f"{images.source}: {len(there)} images of class {label}; a distance needs at least 2", "--per-class with other classes")
     chosen = there[positions(0, min(num, len(there)), len(there), seed, EVALUATION, label)]
-    return (to_float(images[part][0].to(device)) for part in chosen.split(batch_size))
+    return (to_float(images[part][0].to(device)) for part in ranks.dealt(chosen.split(batch_size)))
 
 
 def evaluate_classes(
@@ -77,11 +78,11 @@ def evaluate_classes(
     logits: dict[str, list[Tensor]] = {name: [] for name in columns}
     for label in classes:
         if images is not None:
-            reference = features_of(_real(images, label, num_images, seed, device, batch_size), extractor)[0]
+            reference = features_of(_real(images, label, num_images, seed, device, batch_size), extractor, dealt=True)[0]
         else:
-            reference = features_of(generated(columns["teacher"], num_images, seed + 1, device, batch_size, label), extractor)[0]
+            reference = features_of(generated(columns["teacher"], num_images, seed + 1, device, batch_size, label, dealt=True), extractor, dealt=True)[0]
         for name, gan in columns.items():
-            features, scores, _ = features_of(generated(gan, num_images, seed, device, batch_size, label), extractor)
+            features, scores, _ = features_of(generated(gan, num_images, seed, device, batch_size, label, dealt=True), extractor, dealt=True)
             found[name]["of_class"][str(label)] = frechet_distance(features, reference)
             logits[name].append(scores)
     for name, column in found.items():

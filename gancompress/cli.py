@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from gancompress.errors import GanCompressError, ToldElsewhereError, UsageError, is_out_of_memory, printable
+from gancompress.errors import GanCompressError, MissingError, ToldElsewhereError, UsageError, is_out_of_memory, printable
 
 
 class _Group(TyperGroup):
@@ -59,6 +59,7 @@ Classes = Annotated[Optional[int], typer.Option("--classes", min=1, help="Classe
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Data = Annotated[Optional[str], typer.Option("--data", help="Real images, or what a translator translates: a folder, a zip, an .npz or MNIST idx files.")]  # noqa: UP045
 Direction = Annotated[Optional[str], typer.Option("--direction", metavar="AtoB|BtoA", help="Of --data that holds both sides of pairs.")]  # noqa: UP045
+Gpus = Annotated[Optional[int], typer.Option("--gpus", min=1, help="GPUs of this machine to work on; with --device cpu, processes.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 ReaderOption = Annotated[Optional[list[str]], typer.Option("--reader", metavar="KEY=VALUE", help="What no file tells: nc=1, output=linear, truncation=0.7.")]  # noqa: UP045
@@ -75,7 +76,7 @@ def _reader_options(classes: int | None, reader: list[str] | None, family: str |
 
 def _device(name: str) -> Any:
     """The device, with one line of notice where ``auto`` found no CUDA."""
-    from gancompress.planning import choose_device
+    from gancompress.devices import choose_device
 
     device = choose_device(name)
     if name == "auto" and device.type == "cpu":
@@ -131,14 +132,17 @@ def distill(
     fit_discriminator: Annotated[
         float | None, typer.Option("--fit-discriminator", metavar="KIMG", min=0.001, help="First train a discriminator for a teacher that has none.")
     ] = None,
-    gpus: Annotated[Optional[int], typer.Option("--gpus", min=1, help="GPUs of this machine to train on; with --device cpu, processes.")] = None,  # noqa: UP045
+    gpus: Gpus = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train a smaller student from a teacher. The same command again resumes; torchrun ranks train together."""
     from gancompress import console, screens
     from gancompress import distributed as ranks
     from gancompress.config import parse_override
-    from gancompress.planning import choose_device, make_plan, run_plan
+    from gancompress.devices import choose_device
+    from gancompress.planning import make_plan
+    from gancompress.request import Request
+    from gancompress.running import run_plan
 
     words = list(overrides or [])
     if teacher and "=" in teacher and not Path(teacher).exists():  # no teacher was named: this is the first key=value
@@ -165,12 +169,12 @@ def distill(
         first = ranks.rank() == 0  # the others work in silence
         if first:
             _device(device)
-        plan = ranks.agreed(lambda: make_plan(
+        plan = ranks.agreed(lambda: make_plan(Request(
             teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
             reader_options=_reader_options(classes, reader, family, key),
             target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
             fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction, back=back,
-        ), lambda plan: json.dumps(plan.identity))  # fmt: skip
+        )), lambda plan: json.dumps(plan.identity))  # fmt: skip
         if first:
             screens.show_plan(plan)
         if dry_run:
@@ -229,7 +233,7 @@ def evaluate(
     against: Annotated[Optional[str], typer.Option("--against", help="The teacher; default: the one the run was made from.")] = None,  # noqa: UP045
     data: Data = None,
     direction: Direction = None,
-    metrics: Annotated[Optional[str], typer.Option(metavar="LIST", help="Of fid, kid, is, pr, ppl, vol, paired, lpips, diversity, latency.")] = None,  # noqa: UP045
+    metrics: Annotated[Optional[str], typer.Option(metavar="LIST", help="fid,kid,is,pr,ppl,vol,paired,lpips,diversity,latency,exported,memory")] = None,  # noqa: UP045
     num_images: Annotated[int, typer.Option("--num-images", min=2, help="Images generated, and real ones used.")] = 5000,
     batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Images at a time; it changes no number.")] = None,  # noqa: UP045
     truncation: Annotated[Optional[float], typer.Option(help="The family's own, of student and teacher alike.")] = None,  # noqa: UP045
@@ -248,17 +252,23 @@ def evaluate(
     reader: ReaderOption = None,
     device: Device = "auto",
     seed: Seed = 0,
+    gpus: Gpus = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a student beside its teacher: fidelity, distance, score, blur, size and latency."""
+    """Measure a student beside its teacher: fidelity, distance, score, blur, size, latency and memory. torchrun ranks share the images."""
     from gancompress import api, screens
+    from gancompress import distributed as ranks
+    from gancompress.devices import choose_device
 
-    where = _device(device)
+    if ranks.to_launch(gpus):
+        raise typer.Exit(ranks.launch(gpus or 1, choose_device(device)))
     source, options = student or str(api.newest_run()), _reader_options(classes, reader) | ({"truncation": truncation} if truncation is not None else {})
     fcn: dict[str, Any] = {"label_maps": label_maps, "classes": segmenter_classes, "ignored": ignore_label, "target": target}
     if segmenter is not None:
-        if per_class or feature_extractor or weights or pictures or metrics or save_stats or max_fid is not None:
-            raise UsageError("--segmenter measures the FCN score alone", "leave out --metrics, --per-class, --pictures, --max-fid and what is of features")
+        if per_class or feature_extractor or weights or pictures or metrics or save_stats or max_fid is not None or ranks.place()[1] > 1:
+            hint = "leave out --metrics, --per-class, --pictures, --max-fid and what is of features; one process measures it"
+            raise UsageError("--segmenter measures the FCN score alone", hint)
+        where = _device(device)
         gan, teacher, _, said = api.student_and_teacher(source, against, options)
         scores = api.eval_segmentation(gan, teacher, data, segmenter, direction=direction, num_images=num_images, device=where, **fcn)
         typer.echo(json.dumps(scores, indent=2, allow_nan=False)) if as_json else screens.show_segmentation(scores)
@@ -267,10 +277,19 @@ def evaluate(
         return
     if any(fcn.values()):
         raise UsageError("--label-maps, --segmenter-classes, --ignore-label and --target of eval are for the FCN score", "--segmenter FILE --label-maps DIR")
-    result = api.measure(
-        source, against, data=data, direction=direction, metrics=metrics, num_images=num_images, batch_size=batch_size, max_fid=max_fid, save_stats=save_stats,
-        feature_extractor=feature_extractor, weights=weights, per_class=per_class, pictures=pictures, options=options, device=where, seed=seed,
-    )  # fmt: skip
+    with ranks.joined(choose_device(device)):
+        first = ranks.rank() == 0  # the others work in silence
+        where = ranks.device_of_process(_device(device) if first else choose_device(device))
+        try:
+            result = api.measure(
+                source, against, data=data, direction=direction, metrics=metrics, num_images=num_images, batch_size=batch_size, max_fid=max_fid,
+                save_stats=save_stats, feature_extractor=feature_extractor, weights=weights, per_class=per_class, pictures=pictures, options=options,
+                device=where, seed=seed,
+            )  # fmt: skip
+        except (UsageError, MissingError) as error:  # of what was asked for: every process finds it
+            raise error if first else ToldElsewhereError(str(error), exit_code=error.exit_code) from None
+    if not first:
+        return
     show = screens.show_evaluation if per_class is None else screens.show_classes
     typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else show(result)
     for line in result["notes"] + api.keep_evaluation(source, result):

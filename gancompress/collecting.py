@@ -24,12 +24,13 @@ from gancompress.brock import truncated_normal
 from gancompress.checkpoint import atomic_write, write_json
 from gancompress.console import Silent, size
 from gancompress.data import RECORDED, Images, draw, rng, seed_for, to_float, to_uint8
+from gancompress.devices import choose_device
 from gancompress.distributed import device_of_process, place
 from gancompress.errors import GanCompressError, MissingError, StoppedError, UsageError
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
 from gancompress.loop import Reporter, StopRequest
-from gancompress.planning import choose_device, feed_translator
+from gancompress.pairs import feed_translator
 from gancompress.runs import LOCK, differences, locked, versions
 from gancompress.shards import Array, Settings
 

@@ -15,13 +15,14 @@ from torch import Tensor
 from gancompress.checkpoint import unused
 from gancompress.comparison import COSTS, RATIOS, check_out, quality_keys, write
 from gancompress.data import PICTURES, Images, draw, rng
+from gancompress.devices import choose_device
 from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.extractors import Extractor, make_extractor
 from gancompress.fidelity import paired_fidelity
 from gancompress.gan import GAN, shares_latents
 from gancompress.loading import load_gan
 from gancompress.metrics import evaluate
-from gancompress.planning import choose_device, feed_translator
+from gancompress.pairs import feed_translator
 from gancompress.references import cache_folder
 from gancompress.report import panels_of
 from gancompress.runs import record_of

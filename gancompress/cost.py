@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,21 +147,52 @@ def gan_cost(gan: GAN) -> Cost:
     return found
 
 
-@torch.no_grad()
-def latency(gan: GAN, batch_size: int, device: torch.device, runs: int = 50) -> tuple[float, float]:
-    """(median, interquartile range) of a forward pass in milliseconds over ``runs`` runs after ten for warm-up."""
+def _given(gan: GAN, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
     inputs, condition = gan.sample(batch_size, torch.Generator().manual_seed(0))
-    args = (inputs.to(device), None if condition is None else condition.to(device))
+    return inputs.to(device), None if condition is None else condition.to(device)
+
+
+def timed(run: Callable[[], object], device: torch.device, runs: int = 50) -> tuple[float, float]:
+    """(median, interquartile range) of ``run`` in milliseconds, over ``runs`` calls after ten for warm-up."""
     times = []
     for i in range(runs + 10):
         start = time.perf_counter()
-        gan.generator(*args)
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if i >= 10:
             times.append((time.perf_counter() - start) * 1e3)
     low, middle, high = statistics.quantiles(times, n=4)
     return middle, high - low
+
+
+@torch.no_grad()
+def latency(gan: GAN, batch_size: int, device: torch.device) -> tuple[float, float]:
+    """``timed`` of a forward pass."""
+    args = _given(gan, batch_size, device)
+    return timed(lambda: gan.generator(*args), device)
+
+
+@torch.no_grad()
+def peak_memory(gan: GAN, batch_size: int, device: torch.device) -> int:
+    """Bytes: parameters and buffers, and the most that a forward pass holds besides, scratch space of its operations included.
+
+    As torch's allocators tell it: on a GPU its own count, on a CPU through the profiler.
+    """
+    net, args = gan.generator, _given(gan, batch_size, device)
+    stored = sum(t.numel() * t.element_size() for t in net.state_dict().values())
+    net(*args)  # what is set up once is no part of it
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        net(*args)
+        return stored + torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes to the terminal that there is no GPU
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        net(*args)
+    changes = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    return stored + max(held, default=0)
 
 
 def device_name(device: torch.device) -> str:

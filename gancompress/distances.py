@@ -50,6 +50,23 @@ class Moments:
         self._products.addmm_(x.T, x)
         self.count += len(x)
 
+    @staticmethod
+    def of_all(parts: list[Moments]) -> Moments:
+        """Those of all features that ``parts`` were given, on the CPU."""
+        found = Moments()
+        for other in parts:
+            if other._origin is None or other._sum is None or other._products is None:
+                continue
+            origin, total, products = other._origin.cpu(), other._sum.cpu(), other._products.cpu()
+            if found._origin is None or found._sum is None or found._products is None:
+                found._origin, found._sum, found._products = origin, torch.zeros_like(total), torch.zeros_like(products)
+            shift = origin - found._origin  # the same sums, about the first one's origin
+            cross = torch.outer(total, shift)
+            found._products += products + cross + cross.T + other.count * torch.outer(shift, shift)
+            found._sum += total + other.count * shift
+            found.count += other.count
+        return found
+
     def statistics(self) -> Statistics:
         """Raises UsageError: of fewer than two features."""
         if self._origin is None or self._sum is None or self._products is None or self.count < 2:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -162,6 +162,7 @@ def launch(processes: int, device: torch.device) -> int:
         raise UsageError(f"--gpus {processes}: this machine has {torch.cuda.device_count()}", "--device cpu runs as many processes as you like")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say of exit codes, we say
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # and of connections that break
     try:
         # -- keeps torchrun from taking options such as --num for its own
         run.run(run.parse_args(["--standalone", f"--nproc-per-node={processes}", "-m", "--", "gancompress", *sys.argv[1:]]))
@@ -238,6 +239,21 @@ def agreed(do: Callable[[], T], identity: Callable[[T], str] = lambda made: "") 
             raise ToldElsewhereError(f"process {odd + 1} plans another run", exit_code=UsageError.exit_code)
         raise UsageError(f"process {odd + 1} of {_here.world} plans another run than the first", "the same command, teacher, data and version for all of them")
     return made
+
+
+def dealt(parts: Sequence[T]) -> Sequence[T]:
+    """This process's parts of what is shared out: every n-th of them."""
+    return parts[_here.rank :: _here.world]
+
+
+def everyones(mine: T) -> list[T]:
+    """What each process has, in their order, in all of them; it goes through pickle."""
+    if _here.world == 1:
+        return [mine]
+    found: list[T] = [mine] * _here.world
+    with _talking():
+        dist.all_gather_object(found, mine)
+    return found
 
 
 def agreed_signal(number: int, step: int) -> int:

@@ -18,7 +18,7 @@ from gancompress.checkpoint import save_networks, save_state, write_failure, wri
 from gancompress.data import EVALUATION, rng, to_uint8
 from gancompress.describing import describe
 from gancompress.distances import frechet_distance
-from gancompress.errors import CheckpointError, GanCompressError, ParityError, UsageError
+from gancompress.errors import CheckpointError, ParityError, UsageError
 from gancompress.extractors import make_extractor
 from gancompress.fidelity import features_of
 from gancompress.folding import Deployed, noise_buffers, unfolded
@@ -264,12 +264,7 @@ def _again(check: _Check, read: Callable[[], nn.Module]) -> Run:
 def _write_others(gan: GAN, wish: Wish, names: list[str], facts: dict[str, Any], check: _Check, folder: Path) -> dict[str, Any]:
     """{file: figures} of the formats for other runtimes."""
     deployed, parity = Deployed(gan, DTYPES[wish.dtype], wish.noise == "input").eval(), {}
-    try:
-        exported = onnx_export.program(deployed, check.feed(*gan.sample(2, rng(0, EVALUATION))))
-    except Exception as error:  # torch.export raises what it likes
-        raise GanCompressError(
-            f"{gan.source}: torch.export does not take this {gan.family.name} ({str(error).strip().splitlines()[0][:200]})", "--format safetensors works"
-        ) from error
+    exported = onnx_export.program(deployed, check.feed(*gan.sample(2, rng(0, EVALUATION))), gan)
     for name in names:
         path = onnx_export.write(name, exported, deployed.names, facts, folder, wish.dtype == "float16")
         run, runtime = onnx_export.runner(path, deployed.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gancompress import distributed as ranks
 from gancompress.cost import device_name
 from gancompress.data import EVALUATION, draw, rng, seed_for, to_float, to_uint8
 from gancompress.distances import Moments
@@ -69,12 +71,17 @@ def latents(gan: GAN, start: int, count: int, *seed: int) -> tuple[Tensor, Tenso
     return torch.cat([inputs for inputs, _ in drawn]), torch.cat(labels) if labels else None
 
 
-def generated(gan: GAN, num: int, seed: int, device: torch.device, batch_size: int = BATCH, label: int | None = None) -> Iterator[Tensor]:
-    """Batches of ``num`` images in [-1, 1] (all of one class, where ``label`` is given), each image a function of (seed, label, index) alone."""
+def generated(
+    gan: GAN, num: int, seed: int, device: torch.device, batch_size: int = BATCH, label: int | None = None, *, dealt: bool = False
+) -> Iterator[Tensor]:
+    """Batches of ``num`` images in [-1, 1] (all of one class, where ``label`` is given), each image a function of (seed, label, index) alone.
+
+    ``dealt``: of several processes each makes its share of the batches, as ``collect`` expects.
+    """
     noisy = getattr(gan.arch, "noise", "") == "random"  # drawn inside the network, from torch's own generator: one image at a time
     step = 1 if noisy else batch_size
     parts = (seed,) if label is None else (seed, label)
-    for start in range(0, num, step):
+    for start in ranks.dealt(range(0, num, step)) if dealt else range(0, num, step):
         inputs, condition = latents(gan, start, min(step, num - start), *parts)
         if label is not None:
             condition = torch.full((len(inputs),), label)
@@ -92,37 +99,45 @@ def generated(gan: GAN, num: int, seed: int, device: torch.device, batch_size: i
 
 @dataclass
 class Collected:
-    """Of a stream of images: the features (N, F) and logits (N, K) where they were to be kept, the mean variance of Laplacian."""
+    """Of a stream of images: features (N, F), logits (N, K) and moments where they were asked for, the mean variance of Laplacian."""
 
     features: Tensor | None
     logits: Tensor | None
+    moments: Moments | None
     sharpness: float
 
 
 @torch.no_grad()
-def collect(batches: Iterable[Tensor], extractor: Extractor, moments: Moments | None, *, features: bool, logits: bool) -> Collected:
-    """Features of batches of images in [-1, 1], as 8-bit images; on a GPU nothing is waited for before the last of them. ``moments`` takes them all."""
-    kept_features, kept_logits, sharpness = [], [], []
+def collect(
+    batches: Iterable[Tensor], extractor: Extractor, *, features: bool = False, logits: bool = False, moments: bool = False, dealt: bool = False
+) -> Collected:
+    """Features of batches of images in [-1, 1], as 8-bit images; on a GPU nothing is waited for before the last of them.
+
+    ``dealt``: the batches are this process's share (``distributed.dealt``), and what is found is of those of all, in their order.
+    """
+    kept: list[tuple[Tensor | None, Tensor | None, Tensor]] = []
+    sums = Moments()
     for images in batches:
         rounded = to_uint8(images)
         found, scores = extractor(rounded)
-        sharpness.append(variance_of_laplacian(to_float(rounded)))
-        if moments is not None:
-            moments.add(found)
-        if features:
-            kept_features.append(found)
-        if logits:
-            kept_logits.append(scores)
+        kept.append((found if features else None, scores if logits else None, variance_of_laplacian(to_float(rounded))))
+        if moments:
+            sums.add(found)
+    if dealt and ranks.world() > 1:
+        each = ranks.everyones([(None if f is None else f.cpu(), None if s is None else s.cpu(), blur.cpu()) for f, s, blur in kept])
+        kept = [batch for turn in itertools.zip_longest(*each) for batch in turn if batch is not None]
+        sums = Moments.of_all(ranks.everyones(Moments.of_all([sums])))
     return Collected(
-        torch.cat(kept_features).float().cpu() if features else None,
-        torch.cat(kept_logits).float().cpu() if logits else None,
-        float(torch.cat(sharpness).mean()),
+        torch.cat([f for f, _, _ in kept if f is not None]).float().cpu() if features else None,
+        torch.cat([s for _, s, _ in kept if s is not None]).float().cpu() if logits else None,
+        sums if moments else None,
+        float(torch.cat([blur for _, _, blur in kept]).mean()),
     )
 
 
-def features_of(batches: Iterable[Tensor], extractor: Extractor) -> tuple[Tensor, Tensor, float]:
-    """(features (N, F), logits (N, K), mean variance of Laplacian) over batches of images in [-1, 1], as 8-bit images."""
-    found = collect(batches, extractor, None, features=True, logits=True)
+def features_of(batches: Iterable[Tensor], extractor: Extractor, *, dealt: bool = False) -> tuple[Tensor, Tensor, float]:
+    """(features (N, F), logits (N, K), mean variance of Laplacian) over batches of images in [-1, 1], as 8-bit images; ``dealt``: as ``collect``."""
+    found = collect(batches, extractor, features=True, logits=True, dealt=dealt)
     assert found.features is not None
     assert found.logits is not None
     return found.features, found.logits, found.sharpness

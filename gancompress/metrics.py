@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from gancompress import distributed as ranks
 from gancompress import references
-from gancompress.cost import gan_cost, latency
+from gancompress.cost import gan_cost, latency, peak_memory, timed
 from gancompress.data import Images
 from gancompress.distances import (
     KID_SUBSET_SIZE,
     KID_SUBSETS,
     NEIGHBOURS,
     SPLITS,
-    Moments,
     Statistics,
     frechet,
     frechet_distance,
@@ -31,6 +31,7 @@ from gancompress.errors import UsageError
 from gancompress.extractors import Extractor
 from gancompress.fidelity import (
     BATCH,
+    Collected,
     collect,
     default_batch_size,
     diversity,
@@ -43,6 +44,7 @@ from gancompress.fidelity import (
     variance_of_laplacian,
 )
 from gancompress.gan import GAN, shares_latents
+from gancompress.onnx_export import in_onnxruntime, need_extras
 from gancompress.perceptual import EPSILON, Lpips, path_length
 from gancompress.protocol import protocol_hash
 
@@ -63,10 +65,14 @@ METRICS = {
     "lpips": "LPIPS to the teacher on the same latents",
     "diversity": "how far images of different latents lie apart, beside the teacher's",
     "latency": "milliseconds of a forward pass at batch 1 and 32",
+    "exported": "the same of the network as ONNX in onnxruntime, on the CPU",
+    "memory": "weights and the most that a forward pass holds besides, at batch 1 and 32",
 }
 #: of features; to a reference; from single features, which a statistics file does not have
 FEATURES, DISTANCES, SINGLE = {"fid", "kid", "is", "pr"}, {"fid", "kid", "pr"}, {"kid", "pr"}
-DEFAULT = ("fid", "is", "vol", "paired", "diversity", "latency")
+DEFAULT = ("fid", "is", "vol", "paired", "diversity", "latency", "memory")
+#: images at once of latencies and memory
+BATCHES = (1, 32)
 #: below so many images a Frechet distance is visibly biased
 BIASED = 10_000
 #: a student whose images lie less than this share of the teacher's apart has collapsed
@@ -149,12 +155,12 @@ def evaluate(
         task.reference = _reference(task, student, teacher, images, cache)
         protocol |= task.reference.protocol
         task.notes += task.reference.notes
-        if save_stats is not None:
+        if save_stats is not None and not ranks.rank():
             write_statistics(save_stats, task.reference.statistics, {k: v for k, v in protocol.items() if k not in ("num_images", "device")})
     result: dict[str, Any] = {"protocol": protocol | _constants(task), "notes": task.notes}
     result["protocol"]["hash"] = protocol_hash(result["protocol"])
     for name, gan in columns.items():
-        result[name] = _costs(gan, task) | _quality(gan, task) | _paths(gan, task)
+        result[name] = ranks.on_first(functools.partial(_costs, gan, task)) | _quality(gan, task) | _paths(gan, task)
     if teacher is not None and task.wanted & {"paired", "lpips"}:
         count = min(num_images, 1000)
         result["paired"] = paired_fidelity(student, teacher, count, seed, device, task.batch_size, task.lpips if "lpips" in task.wanted else None)
@@ -194,6 +200,8 @@ def _settle(task: _Task, columns: dict[str, GAN], images: Images | Statistics | 
         if "kid" not in lacking:
             task.wanted.add("kid")
         task.notes.append(said + ("" if "kid" in task.wanted else f"; the kernel distance, which is not, needs {lacking['kid'][0]}"))
+    if "exported" in task.wanted:
+        need_extras(("onnx",), "--metrics exported:")
     if task.wanted & {"lpips", "ppl"}:
         task.lpips = Lpips(task.device)
 
@@ -228,11 +236,20 @@ def _costs(gan: GAN, task: _Task) -> dict[str, Any]:
         "macs_output_convention": cost.macs_out,
         "bytes": cost.bytes,
     }
-    for batch_size in (1, 32) if "latency" in task.wanted else ():
-        middle, spread = latency(gan, batch_size, task.device)
-        column[f"latency_ms_batch_{batch_size}"] = round(middle, 3)
-        column[f"latency_iqr_ms_batch_{batch_size}"] = round(spread, 3)
+    as_onnx = in_onnxruntime(gan) if "exported" in task.wanted else None
+    for n in BATCHES:
+        if "latency" in task.wanted:
+            column |= _milliseconds("latency", n, latency(gan, n, task.device))
+        if as_onnx is not None:
+            tensors = [t for t in gan.sample(n, torch.Generator().manual_seed(0)) if t is not None]
+            column |= _milliseconds("latency_onnx", n, timed(functools.partial(as_onnx, tensors), torch.device("cpu")))
+        if "memory" in task.wanted:
+            column[f"peak_memory_bytes_batch_{n}"] = peak_memory(gan, n, task.device)
     return column
+
+
+def _milliseconds(name: str, batch_size: int, found: tuple[float, float]) -> dict[str, float]:
+    return {f"{name}_{what}_batch_{batch_size}": round(value, 3) for what, value in zip(("ms", "iqr_ms"), found, strict=True)}
 
 
 def _quality(gan: GAN, task: _Task) -> dict[str, float]:
@@ -243,21 +260,21 @@ def _quality(gan: GAN, task: _Task) -> dict[str, float]:
             return {}
         blur = [variance_of_laplacian(b) for b in generated(gan, min(task.num_images, 1000), task.seed, task.device, task.batch_size)]
         return {"variance_of_laplacian": float(torch.cat(blur).mean())}
-    batches = generated(gan, task.num_images, task.seed, task.device, task.batch_size)
-    moments = Moments()
-    found = collect(batches, extractor, moments if "fid" in wanted else None, features=bool(wanted & SINGLE), logits="is" in wanted)
+    batches = generated(gan, task.num_images, task.seed, task.device, task.batch_size, dealt=True)
+    found = collect(batches, extractor, features=bool(wanted & SINGLE), logits="is" in wanted, moments="fid" in wanted, dealt=True)
     column: dict[str, float] = {}
     if task.reference is not None:
-        column |= _distances(moments, found.features, task.reference, task)
+        column |= _distances(found, task.reference, task)
     if found.logits is not None:
         column["inception_score"] = inception_score(found.logits)
     return column | ({"variance_of_laplacian": found.sharpness} if "vol" in wanted else {})
 
 
-def _distances(moments: Moments, features: Tensor | None, reference: references.Reference, task: _Task) -> dict[str, float]:
+def _distances(found: Collected, reference: references.Reference, task: _Task) -> dict[str, float]:
     column: dict[str, float] = {}
-    if "fid" in task.wanted:
-        column["fid" if task.inception else "frechet_distance"] = frechet(moments.statistics(), reference.statistics)
+    features = found.features
+    if found.moments is not None:
+        column["fid" if task.inception else "frechet_distance"] = frechet(found.moments.statistics(), reference.statistics)
     if features is None or reference.features is None:
         return column
     if "kid" in task.wanted:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gancompress.errors import GanCompressError, MissingError
 from gancompress.folding import Deployed
+from gancompress.gan import GAN
 
 #: format -> (the extra it needs, modules of that extra)
 EXTRAS = {"onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime")), "openvino": ("openvino,onnx", ("openvino", "onnx", "onnxscript"))}
@@ -27,12 +28,12 @@ PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 Run = Callable[[list[Tensor]], Tensor]
 
 
-def need_extras(formats: tuple[str, ...]) -> None:
-    """Raises MissingError where a format's packages are not installed."""
+def need_extras(formats: tuple[str, ...], asked: str = "--format") -> None:
+    """Raises MissingError where a format's packages are not installed; ``asked``: the words that asked for it."""
     for name in formats:
         extra, modules = EXTRAS.get(name, ("", ()))
         if missing := [m for m in modules if find_spec(m) is None]:
-            raise MissingError(f"--format {name}: no module named {' and '.join(missing)}", f'pip install "gancompress[{extra}]"')
+            raise MissingError(f"{asked} {name}: no module named {' and '.join(missing)}", f'pip install "gancompress[{extra}]"')
 
 
 @contextmanager
@@ -48,11 +49,20 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def program(net: Deployed, inputs: list[Tensor]) -> Any:
-    """The network as torch.export sees it, for every batch size from 1 up; ``inputs``: an example of two images or more."""
+def program(net: Deployed, inputs: list[Tensor], gan: GAN) -> Any:
+    """The network, ``gan``'s, as torch.export sees it, for every batch size from 1 up; ``inputs``: an example of two images or more.
+
+    Raises:
+        GanCompressError: torch.export does not take it.
+    """
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    with _quiet(), torch.no_grad():
-        exported = torch.export.export(net, tuple(inputs), dynamic_shapes=(tuple({0: batch} for _ in inputs),))
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.export.export(net, tuple(inputs), dynamic_shapes=(tuple({0: batch} for _ in inputs),))
+    except Exception as error:  # it raises what it likes
+        raise GanCompressError(
+            f"{gan.source}: torch.export does not take this {gan.family.name} ({str(error).strip().splitlines()[0][:200]})", "--format safetensors works"
+        ) from error
     for node in exported.graph.nodes:  # paths of the machine it was made on, and most of a small file
         node.meta.pop("stack_trace", None)
     return exported
@@ -102,6 +112,19 @@ def _write_openvino(exported: Any, names: list[str], told: str, path: Path, half
         model = openvino.convert_model(source)
         model.set_rt_info(told, "gancompress")
         openvino.save_model(model, path, compress_to_fp16=half)
+
+
+def in_onnxruntime(gan: GAN) -> Run:
+    """The generator, folded, as ONNX in onnxruntime on the CPU, without leaving a file.
+
+    Raises:
+        GanCompressError: this family cannot be written as ONNX.
+    """
+    net = Deployed(gan).eval()
+    example = [t for t in gan.sample(2, torch.Generator().manual_seed(0)) if t is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write("onnx", program(net, example, gan), net.names, {"family": gan.family.name}, Path(folder), half=False)
+        return runner(path, net.names)[0]
 
 
 def quantise(source: Path, target: Path, batches: list[list[Tensor]], names: list[str]) -> None:

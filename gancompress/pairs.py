@@ -292,3 +292,20 @@ def open_pairs(
         return pairs, [f"{len(pairs.first):,} inputs and {len(pairs.second):,} targets, unpaired: {trained}"]
     notes = [f"{len(pairs):,} pairs of {pairs.source}", *_cut(pairs.first)]
     return pairs, notes + (backwards(teacher, pairs) if teacher else [])
+
+
+def feed_translator(gan: GAN, data: str | None, direction: str | None = None) -> Images:
+    """The images that an image translator is to be fed with, which it is given. ``direction``: of data that holds inputs and targets.
+
+    Raises:
+        MissingError: none are named.
+    """
+    if data is None:
+        raise MissingError(f"{gan.source} translates images, so it needs some", "--data FOLDER (or a zip of images, an .npz)")
+    arch = gan.arch
+    if direction or holds_both(data):
+        images = sides(data, None, arch.resolution, (arch.nc_in, arch.nc), direction)[0]
+    else:
+        images = Images(data, arch.resolution, arch.nc_in)
+    gan.inputs = images.inputs
+    return images

@@ -1,44 +1,35 @@
-"""From a user's words to a run: teacher, student, loss, data and folder, all checked before anything is trained."""
+"""From a user's words to a plan: teacher, student, loss, data and folder, all checked before anything is trained."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from gancompress import distributed as ranks
-from gancompress.checkpoint import has_state, newest_state, save_networks
-from gancompress.config import Recipe, load_recipe, recipe_names, recipe_path
-from gancompress.cost import Cost, device_name, gan_cost
-from gancompress.data import FALLBACK, INIT, LATENTS, Batches, Images, rng, seed_for
-from gancompress.errors import DivergedError, GanCompressError, MissingError, ToldElsewhereError, UsageError, is_out_of_memory
-from gancompress.families import FAMILIES, family_of
+from gancompress.building import Built, build, build_back, check_critic, give_embedding
+from gancompress.checkpoint import has_state
+from gancompress.config import Recipe, recipe_path
+from gancompress.cost import Cost, gan_cost
+from gancompress.data import Images
+from gancompress.devices import choose_device
+from gancompress.errors import UsageError
 from gancompress.gan import GAN, BothWays, Family, state_hash
 from gancompress.hub import SCHEME
-from gancompress.loading import build, find, load_gan
-from gancompress.loop import Reporter, Trainer, train
-from gancompress.losses import LOSSES
 from gancompress.losses.base import DistillationLoss
-from gancompress.losses.cycle import Cycle, CycleWeights
-from gancompress.losses.gan import AdversarialWeights, Fit
-from gancompress.pairs import ImagePairs, channels_seen, holds_both, open_pairs, sides, takes_pairs
-from gancompress.recorded import Feed, Recorded, RecordedTeacher, Unknown
-from gancompress.report import save_rows
-from gancompress.runreport import REPORT, write_report
-from gancompress.runs import CRITIC_BACK, STUDENT_BACK, claim, default_dir, locked, refuse_foreign
-from gancompress.students import EMBEDDING, exact_widths, given_embedding, initialise, starting_point, student_arch, target_width
-from gancompress.way_back import WayBack, check_request, numbers_back, open_back, teachers_of
-
-#: what only a teacher can give
-OF_TEACHER = {"teacher_images", "teacher_samples", "teacher_discriminator"}
+from gancompress.opening import Opened, add_discriminator, grey_or_rgb, open_images, open_inputs, open_teachers, shows_pairs
+from gancompress.pairs import ImagePairs
+from gancompress.recorded import Unknown
+from gancompress.request import Request, Settings, check_without_teacher
+from gancompress.runs import default_dir, refuse_foreign
+from gancompress.students import student_arch, target_width
+from gancompress.way_back import WayBack
 
 
 @dataclass
@@ -84,38 +75,79 @@ class Plan:
         return has_state(self.run_dir / "state.pt")
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA where there is one, else the CPU.
+def make_plan(request: Request) -> Plan:
+    """Check everything and build teacher, student and loss; nothing is written.
 
     Raises:
-        UsageError: no such device here.
+        GanCompressError: of the kind that fits; the message says what is wrong and what to do.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if not match:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device", "--device cpu, or a torch built for CUDA")
-    if match.group(1) and int(match.group(1)) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
-    return torch.device(name)
+    device = ranks.device_of_process(choose_device(request.device))
+    settings = Settings(request)
+    notes, loss_type = settings.notes, settings.loss
+    ranks.check_batch(settings.numbers.schedule.batch_size, settings.numbers.schedule.accumulate)
+    check_without_teacher(request, loss_type)
+
+    opened = open_teachers(request, settings)
+    teacher = opened.there
+    with_pairs = shows_pairs(request, settings, teacher)
+    fit_kimg = add_discriminator(teacher, request, loss_type) if teacher else 0.0
+    family, arch = _student_shape(request, settings, teacher, with_pairs)
+    numbers = settings.numbers  # nothing changes them from here on
+    inputs = open_inputs(request, settings, opened, arch, with_pairs)
+    if opened.names.there:
+        _check_pool(numbers)
+    images = open_images(request, settings, inputs, arch)
+
+    there = build(numbers, loss_type, teacher, family, arch, inputs.inputs if inputs else teacher.inputs if teacher else None)
+    notes += there.notes
+    if images and not there.loss.asks_real:
+        images = None
+        notes.append(f"no term of these weights asks for real images: --data {request.data} is not used")
+    back = build_back(numbers, loss_type, (teacher, opened.back), there) if teacher and opened.back else None
+    notes += back.notes if back else []
+    loss = back.loss if back else there.loss
+    notes += give_embedding(numbers, there)
+    notes += _schedule_notes(numbers, loss, there.student, teacher)
+    notes += _data_notes(request, numbers, images, fit_kimg)
+    if not arch.nz or (arch.classes and isinstance(images, Images) and images.labels is None):
+        check_critic(loss, arch, str(request.data), isinstance(inputs, ImagePairs) and inputs.beside)
+
+    identity = _identity(request, numbers, opened, images or inputs, there, back, fit_kimg)
+    name = recipe_path(request.recipe).stem
+    run_dir = Path(request.out) if request.out else default_dir(f"{name}-{family.name}-x{numbers.student.ch_mul:g}", identity)
+    refuse_foreign(run_dir, identity)
+    way_back = WayBack(opened.back, back.student) if opened.back and back else None
+    sources = _sources(request, opened)
+    return Plan(name, numbers, teacher, there.student, loss, images, run_dir, device, identity, sources, fit_kimg, there.start, way_back, notes)
 
 
-#: what teacher and student must have in common for a need, and why
-COMMON = {
-    "teacher_images": (("nz", "classes", "resolution", "nc"), "teacher and student see the same latents and make comparable images"),
-    "teacher_samples": (("classes", "resolution", "nc"), "one critic judges the images of both"),
-    "teacher_discriminator": (("classes", "resolution", "nc"), "the teacher's discriminator is to judge the student's images"),
-}
+def _student_shape(request: Request, settings: Settings, teacher: GAN | None, with_pairs: bool) -> tuple[Family, Any]:
+    """Family and arch; a target size chooses the width."""
+    nc = grey_or_rgb(request.data) if request.data and teacher is None and not with_pairs else None
+    family, full, arch = student_arch(settings.numbers, teacher, nc)
+    if chosen := target_width(teacher, family, full, *request.targets):
+        settings.follow("student.ch_mul", *chosen)
+        arch = student_arch(settings.numbers, teacher, nc)[2]
+    return family, arch
 
 
-def _check_pair(teacher: GAN, student: GAN, loss: type[DistillationLoss]) -> None:
-    for keys, why in (COMMON[need] for need in sorted(loss.needs & COMMON.keys(), reverse=True)):
-        for key in keys:
-            a, b = getattr(teacher.arch, key), getattr(student.arch, key)
-            if a != b:
-                raise UsageError(f"{why}, but {key} is {a} in the teacher and {b} in the student")
+def _check_pool(numbers: Recipe) -> None:
+    pool, size = numbers.schedule.teacher_pool, numbers.schedule.batch_size
+    if pool % size:
+        raise UsageError(f"schedule.teacher_pool={pool}: it must be a multiple of the batch size {size}")
+
+
+# ------------------------------------------------------------------------------------------------------------- what is worth telling
+
+
+def _schedule_notes(numbers: Recipe, loss: DistillationLoss, student: GAN, teacher: GAN | None) -> list[str]:
+    """Of batches, of their parts, and of the processes that share them."""
+    schedule = numbers.schedule
+    notes = loss.check((schedule.steps - 1) * schedule.batch_size / 1000, schedule.batch_size)
+    part = schedule.batch_size // schedule.accumulate
+    if loss.critics:
+        notes += _deviation_notes([student, *([teacher] if teacher else [])], part // ranks.world())
+    return notes + _process_notes(student, loss, part)
 
 
 def _deviation_notes(gans: Iterable[GAN], part: int) -> list[str]:
@@ -139,467 +171,54 @@ def _process_notes(student: GAN, loss: DistillationLoss, part: int) -> list[str]
     return [each + ("; BatchNorm normalises over a process's own, and its stored statistics are means over the processes" if own else "")]
 
 
-# --------------------------------------------------------------------------------------------------------------------- the plan
+def _data_notes(request: Request, numbers: Recipe, images: Images | ImagePairs | None, fit_kimg: float) -> list[str]:
+    notes, size = [], numbers.schedule.batch_size
+    if images and len(images) < size:
+        notes.append(f"{request.data} has {len(images):,} images, fewer than a batch of {size}: a batch holds some of them twice")
+    if fit_kimg:
+        notes.append(f"the teacher has no discriminator: one is first trained for {fit_kimg:g} kimg against its frozen generator and {request.data}")
+    return notes
 
 
-def make_plan(
-    teacher: str | None = None,
-    recipe: str = "mse",
-    *,
-    overrides: Iterable[tuple[str, Any]] = (),
-    data: str | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    discriminator: str | None = None,
-    reader_options: dict[str, Any] | None = None,
-    target_params: str | None = None,
-    target_macs: str | None = None,
-    target_size: str | None = None,
-    steps: int | None = None,
-    fit_discriminator: float | None = None,
-    target: str | None = None,
-    direction: str | None = None,
-    recorded: str | Path | None = None,
-    back: str | None = None,
-) -> Plan:
-    """Check everything and build teacher, student and loss; nothing is written.
+# ------------------------------------------------------------------------------------------------------------------ what a run is of
 
-    Args are those of ``gancompress distill``; ``overrides``: ("schedule.kimg", 50) and so on.
 
-    Raises:
-        GanCompressError: of the kind that fits; the message says what is wrong and what to do.
-    """
-    overrides = list(overrides)
-    where = ranks.device_of_process(choose_device(device))
-    targets = (target_params, target_macs, target_size)
-    numbers = _numbers(recipe, overrides, steps, any(targets))
-    ranks.check_batch(numbers.schedule.batch_size, numbers.schedule.accumulate)
-    loss_type = LOSSES[numbers.loss]
-    if teacher is None and recorded is None and loss_type.needs & OF_TEACHER:
-        raise UsageError(f"recipe {recipe!r} needs a teacher", "gancompress distill TEACHER ..., or --recipe scratch to train without one")
-    if teacher is None and recorded is None and fit_discriminator is not None:
-        raise UsageError(f"--fit-discriminator {fit_discriminator:g}: there is no teacher to train one for", "leave it out")
-    teachers = teachers_of(teacher, discriminator, back, loss_type, numbers, direction)
-    teacher, discriminator = teachers.there, teachers.discriminator
-    check_request(teachers.back, recipe, loss_type, numbers, fit_discriminator)
-    source = load_gan(teacher, discriminator=discriminator, options=reader_options) if teacher else None
-    if recorded is not None:
-        source = _recorded_teacher(str(recorded), teacher, discriminator, reader_options)
-    if recorded is not None and source and not source.arch.nz and ("real" in loss_type.needs or data or target or direction):
-        hint = f"recipe mse takes it as it is; {recipe} with targets: gancompress distill TEACHER --data A --target B"
-        raise UsageError(f"--recorded {recorded}: a translator's recording holds all that it was given and no targets", hint)
-    if source and source.arch.nz and "translator" in loss_type.needs:
-        raise UsageError(f"recipe {recipe!r} is for image translators, and {source.source} takes latents", "gancompress recipes lists the others")
-    if "real" in loss_type.needs and data is None:
-        raise MissingError(f"recipe {recipe!r} needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
-    notes = [source.told] if isinstance(source, RecordedTeacher) else []
-    other = open_back(teachers, source, reader_options) if source and teachers.back else None
-    other_hash = other.sha256() if other else None
-    with_pairs = takes_pairs(loss_type, numbers, source, data, target, direction)
-    if with_pairs and (seen := channels_seen(numbers, source)):
-        overrides.append(("student.arch.d_nc", seen))
-        notes.append(f"discriminators see {'inputs beside outputs, as in pix2pix' if numbers.data.paired else 'outputs alone'} (student.arch.d_nc={seen})")
-        numbers = load_recipe(recipe, overrides)
-    teacher_hash = source.sha256() if source else None  # before it is given a discriminator that is yet to be trained
-    fits = source is not None and _add_discriminator(source, recipe, loss_type, fit_discriminator, data)
-    nc = _grey_or_rgb(data) if data and source is None and not with_pairs else None
-    family, full, arch = student_arch(numbers, source, nc)
-    if chosen := target_width(source, family, full, *targets):
-        overrides.append(("student.ch_mul", chosen[0]))
-        notes.append(chosen[1])
-        numbers = load_recipe(recipe, overrides)
-        arch = student_arch(numbers, source, nc)[2]
-    pairs, more = open_pairs(str(data), target, arch, numbers, direction, source, other) if with_pairs else (None, [])
-    notes += more
-    inputs = pairs or (feed_translator(source, data, direction) if source and not source.arch.nz and recorded is None else None)
-    if teacher and numbers.schedule.teacher_pool % numbers.schedule.batch_size:
-        pool, size = numbers.schedule.teacher_pool, numbers.schedule.batch_size
-        raise UsageError(f"schedule.teacher_pool={pool}: it must be a multiple of the batch size {size}")
-    images: Images | ImagePairs | None = pairs
-    if data and not inputs and "real" in loss_type.needs | loss_type.uses:
-        images = _real_images(data, arch)
-    if data and not images and not inputs:
-        notes.append(f"recipe {recipe} takes no real images: --data {data} is not used")
-    if inputs and not pairs:
-        notes.append(f"{len(inputs):,} images of {data} are what teacher and student translate")
-        if target:
-            notes.append(f"recipe {recipe} takes no targets: --target {target} is not used")
-    if "real" in loss_type.uses and images is None:
-        notes.append(loss_type.without_real)
-    fed = inputs.inputs if inputs else source.inputs if source else None
-    student, loss, start, more = _build(numbers, loss_type, source, family, arch, fed)
-    if images and not loss.asks_real:
-        images = None
-        more.append(f"no term of these weights asks for real images: --data {data} is not used")
-    way_back, start_back = None, None
-    if source and other:
-        way_back, loss, start_back, told = _build_back(numbers, loss_type, other, (source, student, loss))
-        more += told
-    embedding = given_embedding(numbers, student)
-    if embedding is not None:
-        student.generator.load_state_dict({EMBEDDING: embedding}, strict=False)
-        more.append(f"the class embedding starts from {numbers.student.class_embedding}: where those vectors are a teacher's, this is no longer black-box")
-    schedule = numbers.schedule
-    more += loss.check((schedule.steps - 1) * schedule.batch_size / 1000, schedule.batch_size)
-    if loss.critics:
-        more += _deviation_notes([student, *([source] if source else [])], schedule.batch_size // schedule.accumulate // ranks.world())
-    more += _process_notes(student, loss, schedule.batch_size // schedule.accumulate)
-    if images and len(images) < numbers.schedule.batch_size:
-        more.append(f"{data} has {len(images):,} images, fewer than a batch of {numbers.schedule.batch_size}: a batch holds some of them twice")
-    if fits:
-        more.append(f"the teacher has no discriminator: one is first trained for {fit_discriminator:g} kimg against its frozen generator and {data}")
-    if not arch.nz or (arch.classes and isinstance(images, Images) and images.labels is None):
-        _check_critic(loss, arch, str(data), pairs is not None and pairs.beside)
+def _identity(
+    request: Request, numbers: Recipe, opened: Opened, data: Images | ImagePairs | None, there: Built, back: Built | None, fit_kimg: float
+) -> dict[str, Any]:  # fmt: skip
+    """What must not change when the run is resumed: numbers, shapes and the content of what it is made from, not where that lay."""
     identity: dict[str, Any] = {
         "recipe": numbers.model_dump(mode="json"),
-        "teacher": {"options": reader_options or {}, "sha256": teacher_hash} if source else None,
-        "data": {"sha256": used.fingerprint} if (used := images or inputs) else None,
-        "student": {"family": family.name, "arch": dataclasses.asdict(arch)},
+        "teacher": {"options": request.reader_options or {}, "sha256": opened.sha256} if opened.there else None,
+        "data": {"sha256": data.fingerprint} if data else None,
+        "student": _shape(there.student),
     }
-    if start:
-        identity["recipe"]["student"]["init"] = start.sha256()  # its path does not count
-    if embedding is not None:
-        identity["recipe"]["student"]["class_embedding"] = state_hash({"": embedding})
-    if fits:
-        identity["fit_discriminator"] = fit_discriminator
-    if way_back:
-        identity["back"] = {
-            "teacher": {"sha256": other_hash},
-            "student": {"family": way_back.student.family.name, "arch": dataclasses.asdict(way_back.student.arch)},
-        } | ({"init": start_back.sha256()} if start_back else {})
-    identity = json.loads(json.dumps(identity))
-    name = recipe_path(recipe).stem
-    run_dir = Path(out) if out else default_dir(f"{name}-{family.name}-x{numbers.student.ch_mul:g}", identity)
-    refuse_foreign(run_dir, identity)
-    pinned = source.source if source and source.source.startswith(SCHEME) else None  # a branch on the Hub may move
-    sources = {"teacher": pinned or _absolute(teacher), "discriminator": _absolute(discriminator), "data": _absolute(data)}
-    if target:
-        sources["target"] = _absolute(target)
-    if recorded is not None:
-        sources["recorded"] = _absolute(str(recorded))
-    if teachers.back:
-        sources["back"] = _absolute(teachers.back)
-    fit_kimg = (fit_discriminator or 0.0) if fits else 0.0
-    return Plan(name, numbers, source, student, loss, images, run_dir, where, identity, sources, fit_kimg, start, way_back, notes + more)
+    if there.start:
+        identity["recipe"]["student"]["init"] = there.start.sha256()  # its path does not count
+    if there.embedding is not None:
+        identity["recipe"]["student"]["class_embedding"] = state_hash({"": there.embedding})
+    if fit_kimg:
+        identity["fit_discriminator"] = fit_kimg
+    if back:
+        identity["back"] = {"teacher": {"sha256": opened.back_sha256}, "student": _shape(back.student)}
+        identity["back"] |= {"init": back.start.sha256()} if back.start else {}
+    content: dict[str, Any] = json.loads(json.dumps(identity))
+    return content
 
 
-def _recorded_teacher(folder: str, teacher: str | None, discriminator: str | None, reader_options: dict[str, Any] | None) -> RecordedTeacher:
-    """The recording that stands in for a teacher.
-
-    Raises:
-        MissingError: as ``Recorded``. UsageError: something is asked for that only the network itself could give.
-    """
-    if teacher is not None:
-        raise UsageError(f"two teachers: {teacher} and --recorded {folder}")
-    if discriminator is not None or reader_options:
-        raise UsageError("--recorded: a recording is no checkpoint; --discriminator and reader options are for one")
-    return RecordedTeacher(Recorded(folder))
+def _shape(student: GAN) -> dict[str, Any]:
+    return {"family": student.family.name, "arch": dataclasses.asdict(student.arch)}
 
 
-def _build(
-    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, family: Family, arch: Any,
-    inputs: Callable[[int, torch.Generator], torch.Tensor] | None, stream: int = 0,
-) -> tuple[GAN, DistillationLoss, GAN | None, list[str]]:  # fmt: skip
-    """(student with its first weights, loss, what it starts from, what is worth telling), from two random streams, ``stream`` and the next."""
-    torch.manual_seed(seed_for(numbers.seed, INIT, stream))
-    student = GAN(family, arch, family.generator(arch), inputs=inputs)
-    if teacher:
-        _check_pair(teacher, student, loss_type)
-    start = starting_point(numbers, student)
-    notes = initialise(numbers, teacher, student, start)
-    live = None if isinstance(teacher, RecordedTeacher) else teacher
-    if live and "teacher_images" in loss_type.needs and not torch.equal(live.sample(8, rng(0))[0], student.sample(8, rng(0))[0]):
-        notes.append("the teacher's latents are truncated or scaled, and the student is trained on them; a student of this family draws its own from N(0, I)")
-    loss, more = _make_loss(numbers, loss_type, teacher, student, start, stream + 1)
-    return student, loss, start, notes + more + loss.notes
-
-
-def _build_back(
-    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN, there: tuple[GAN, GAN, DistillationLoss]
-) -> tuple[WayBack, DistillationLoss, GAN | None, list[str]]:  # fmt: skip
-    """(the other direction, the loss of both, what its student starts from, what is worth telling). ``there``: teacher, student and loss."""
-    first, student, loss = there
-    mine = numbers_back(numbers, teacher)
-    family, _, arch = student_arch(mine, teacher, None)
-    other, other_loss, start, notes = _build(mine, loss_type, teacher, family, arch, teacher.inputs, stream=2)
-    _check_critic(other_loss, arch, teacher.source, False)
-    weights = loss_type.Weights.model_validate(numbers.weights)
-    assert isinstance(weights, CycleWeights)
-    if weights.pool and ranks.world() > 1:
-        raise UsageError(f"weights.pool={weights.pool}: every process would have a pool of its own images", "weights.pool=0, or one process")
-    both = Cycle((loss, other_loss), (first, teacher), (student, other), weights)
-    said = f"the way back: teacher {teacher.source}, {gan_cost(teacher).parameters:,} parameters; student {family.name}, {gan_cost(other).parameters:,}"
-    return WayBack(teacher, other), both, start, [said, *(f"the way back: {note}" for note in notes)]
-
-
-@ranks.alone()  # a loss may look at images, whose noise is not to shift the numbers that its weights are drawn from
-def _make_loss(
-    numbers: Recipe, loss_type: type[DistillationLoss], teacher: GAN | None, student: GAN, start: GAN | None, stream: int = 1
-) -> tuple[DistillationLoss, list[str]]:  # fmt: skip
-    """The loss with its first weights, and what is worth telling of those it takes over."""
-    torch.manual_seed(seed_for(numbers.seed, INIT, stream))
-    given = {"critic": _critic(loss_type.critic_family, student)} if loss_type.critic_family else {}
-    loss = loss_type(teacher, student, loss_type.Weights.model_validate(numbers.weights), **given)  # type: ignore[call-arg]
-    if start and start.discriminator is not None and "student" in loss.critics:
-        try:
-            loss.critics["student"].load_state_dict(start.discriminator.state_dict())
-            return loss, ["its discriminator goes on too"]
-        except RuntimeError:
-            return loss, ["its discriminator is of another shape than the critic, which starts fresh"]
-    return loss, []
-
-
-def _critic(family: str, student: GAN) -> nn.Module:
-    """A fresh discriminator of that family for the student's images: of the student's own shapes where it is of that family."""
-    record, arch = FAMILIES[family], student.arch
-    if student.family.name != family:
-        arch = record.build_arch(None, {key: getattr(arch, key) for key in ("resolution", "nc", "classes")})
-    return record.discriminator(arch)
-
-
-def _add_discriminator(source: GAN, recipe: str, loss: type[DistillationLoss], kimg: float | None, data: str | None) -> bool:
-    """Whether a discriminator is to be trained for a teacher that has none; it is given one of its family's, still untrained.
-
-    Raises:
-        MissingError: the recipe needs one, and there is none. UsageError: none can be made.
-    """
-    wanted = "teacher_discriminator" in loss.needs | loss.uses
-    if kimg is not None and (source.discriminator is not None or not wanted):
-        why = f"{source.source} has a discriminator already" if wanted else f"recipe {recipe!r} takes no discriminator of the teacher"
-        raise UsageError(f"--fit-discriminator {kimg:g}: {why}", "leave it out")
-    if source.discriminator is not None or not wanted or (kimg is None and "teacher_discriminator" in loss.uses):
-        return False
-    others = [name for name in recipe_names() if "teacher_discriminator" not in LOSSES[load_recipe(name).loss].needs]
-    if isinstance(source, RecordedTeacher):
-        raise MissingError(f"recipe {recipe!r} needs the teacher's discriminator, and a recording has none", f"recipes without: {', '.join(others)}")
-    if kimg is None:
-        raise MissingError(
-            f"recipe {recipe!r} needs the teacher's discriminator, and {source.source} has none",
-            f"--discriminator FILE; or --fit-discriminator KIMG trains one first; or one of the recipes that work without: {', '.join(others)}",
-        )
-    if not source.family.has_discriminator:
-        raise UsageError(f"--fit-discriminator: no discriminator of family {source.family.name} can be made", f"recipes without: {', '.join(others)}")
-    if data is None:
-        raise MissingError("--fit-discriminator needs real images", "--data FOLDER (or a zip of images, an .npz, MNIST idx files)")
-    source.discriminator = source.family.discriminator(source.arch)
-    source.freeze()
-    return True
-
-
-def _numbers(recipe: str, overrides: list[tuple[str, Any]], steps: int | None, targets: bool) -> Recipe:
-    """The recipe with what was said on the command line; what follows from it is added to ``overrides``."""
-    numbers = load_recipe(recipe, overrides)
-    if steps is not None:
-        if steps < 1:
-            raise UsageError(f"--steps {steps}: at least 1")
-        overrides.append(("schedule.kimg", steps * numbers.schedule.batch_size / 1000))
-    if exact_widths(numbers):
-        if targets or any(key == "student.ch_mul" and value != 1 for key, value in overrides):
-            raise UsageError("widths by hand (student.arch) and a share of the teacher's (--ch-mul, --target-...): give one of them")
-        overrides.append(("student.ch_mul", 1.0))
-    return load_recipe(recipe, overrides)
-
-
-def _check_critic(loss: DistillationLoss, arch: Any, data: str, beside: bool) -> None:
-    """Whether the critic judges images alone, or with a translator's input images (``beside``), where there is nothing else to give it.
-
-    Raises:
-        MissingError: it wants labels, or a translator's input images beside its output.
-    """
-    if "student" not in loss.critics:
-        return
-    loss.eval()
-    try:
-        with torch.no_grad():
-            image = torch.zeros(1, arch.nc, arch.resolution, arch.resolution)
-            loss.critics["student"](image, image.new_zeros(1, arch.nc_in, *image.shape[2:]) if beside else None)
-    except ValueError as error:
-        if not arch.nz:
-            hint = "--data A --target B gives it pairs, where the recipe takes them; or --recipe mse"
-            raise UsageError(f"this discriminator does not fit what it would be shown ({error})", hint) from None
-        raise MissingError(
-            f"{data}: a conditional discriminator needs labels, and this data has none", "an .npz with y_train, or idx files with labels"
-        ) from None
-    except RuntimeError:  # more halvings than the image has
-        hint = "student.arch.d_widths=64,128 makes one of fewer layers, or a larger resolution"
-        raise UsageError(
-            f"images of {arch.resolution} x {arch.resolution} are too small for the discriminator of {len(arch.d_widths)} hidden layers", hint
-        ) from None
-    loss.train()
-
-
-def _real_images(data: str, arch: Any) -> Images:
-    """The data set at the student's resolution and channels; labels that are there are of its classes."""
-    images = Images(data, arch.resolution, arch.nc)
-    if arch.classes and images.labels is not None and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < arch.classes:
-        low, high = int(images.labels.min()), int(images.labels.max())
-        raise UsageError(f"{data}: labels {low} ... {high}, while this network has classes 0 ... {arch.classes - 1}")
-    return images
-
-
-def feed_translator(gan: GAN, data: str | None, direction: str | None = None) -> Images:
-    """The images that an image translator is to be fed with, which it is given. ``direction``: of data that holds inputs and targets.
-
-    Raises:
-        MissingError: none are named.
-    """
-    if data is None:
-        raise MissingError(f"{gan.source} translates images, so it needs some", "--data FOLDER (or a zip of images, an .npz)")
-    arch = gan.arch
-    if direction or holds_both(data):
-        images = sides(data, None, arch.resolution, (arch.nc_in, arch.nc), direction)[0]
-    else:
-        images = Images(data, arch.resolution, arch.nc_in)
-    gan.inputs = images.inputs
-    return images
+def _sources(request: Request, opened: Opened) -> dict[str, str | None]:
+    """Where everything lay, for whoever reads the run folder later."""
+    names = opened.names
+    pinned = opened.there.source if opened.there and opened.there.source.startswith(SCHEME) else None  # a branch on the Hub may move
+    sources = {"teacher": pinned or _absolute(names.there), "discriminator": _absolute(names.discriminator), "data": _absolute(request.data)}
+    optional = {"target": request.target, "recorded": request.recorded, "back": names.back}
+    return sources | {name: _absolute(str(source)) for name, source in optional.items() if source}
 
 
 def _absolute(source: str | None) -> str | None:
     """A path as it is called from anywhere; other sources (sample:, module:) as they are."""
     return str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().exists() else source
-
-
-def _grey_or_rgb(data: str) -> int:
-    """Channels of the first image of a data set: without a teacher the data decides."""
-    images = Images(data, 8, 3)
-    pixels = images[torch.arange(min(16, len(images)))][0]
-    return 1 if bool((pixels == pixels[:, :1]).all()) else 3
-
-
-# --------------------------------------------------------------------------------------------------------------------- the run
-
-
-def run_plan(plan: Plan, reporter: Reporter) -> Path:
-    """Train, or go on training, and leave student.safetensors; returns its path.
-
-    Raises:
-        GanCompressError: another process is at it, stopped, diverged (the last good student is kept), out of memory, disk full.
-    """
-    with ExitStack() as held:
-
-        def begin() -> bool:
-            """Whether there is anything left to do."""
-            if not plan.finished:
-                held.enter_context(locked(plan.run_dir))
-                claim(plan.run_dir, plan.identity, plan.sources, device_name(plan.device))
-            return not plan.finished  # by another run, since it was looked at
-
-        if ranks.on_first(begin):
-            _train(plan, reporter)
-    if not ranks.rank() and not (plan.run_dir / REPORT).is_file():
-        _report(plan, reporter)
-    return plan.run_dir / "student.safetensors"
-
-
-def _report(plan: Plan, reporter: Reporter) -> None:
-    """Write report.html; the run is whole without it, so that whatever goes wrong is only noted."""
-    try:
-        student = load_gan(str(plan.run_dir / "student.safetensors")).to(plan.device)
-        student.inputs = plan.student.inputs
-        teacher = plan.teacher.to(plan.device) if plan.teacher else None
-        costs, paired = (plan.student_cost, plan.teacher_cost), "teacher_images" in plan.loss.needs
-        write_report(plan.run_dir, student, teacher, costs, plan.recipe.model_dump(mode="json"), paired, plan.device)
-    except Exception as error:
-        reporter.note(f"{plan.run_dir / REPORT} could not be written: {error or type(error).__name__}")
-
-
-def _train(plan: Plan, reporter: Reporter) -> None:
-    schedule, device = plan.recipe.schedule, plan.device
-    facts = {"recipe": plan.recipe_name, "loss": plan.recipe.loss, "kimg": schedule.kimg, "seed": plan.recipe.seed}
-    recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
-    if plan.teacher and (known := recorded.teacher_sha256 if recorded else plan.identity["teacher"]["sha256"]):
-        facts["teacher_sha256"] = known
-    draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
-
-    def feed(stream: int) -> Feed:
-        assert recorded is not None
-        return Feed(recorded, plan.recipe.seed, stream, device, schedule.accumulate)
-
-    try:
-        for part in (plan.teacher, plan.student, plan.loss, *((plan.back.teacher, plan.back.student) if plan.back else ())):
-            if part is not None:
-                part.to(device)
-        if isinstance(plan.images, ImagePairs) and plan.images.doubt and not plan.resumes:
-            picture = plan.run_dir / "samples" / "direction.png"
-            save_rows(picture, plan.images.doubt, gaps_after=(2,))
-            reporter.note(f"what the teacher makes of inputs, and of targets: {picture}")
-        _fit_discriminator(plan, reporter)
-        batches = Batches(
-            draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
-            pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
-            pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
-        )  # fmt: skip
-        done = train(plan.trained, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
-    except DivergedError as error:
-        if ranks.rank():
-            raise ToldElsewhereError(str(error), exit_code=error.exit_code) from None
-        trainer = Trainer(plan.trained, plan.loss, plan.recipe)
-        trainer.load_state(newest_state(plan.run_dir / "state.pt")[0])
-        kept = plan.run_dir / "student-last-good.safetensors"
-        _save_students(plan, trainer.ema.net, kept, {**facts, "step": trainer.step})
-        reporter.note(f"the last good student is kept: {kept}")
-        raise
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        size = schedule.batch_size
-        raise GanCompressError(f"out of memory with --batch-size {size} on {device}", f"try --batch-size {max(1, size // 2)} in a new --out") from None
-    ranks.on_first(lambda: _finish(plan, done, facts))
-    if plan.images and plan.images.unreadable:
-        first = ", ".join(plan.images.unreadable[:5])
-        reporter.note(f"{len(plan.images.unreadable)} unreadable images were passed over: {first}")
-
-
-def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
-    """Give the teacher the discriminator that was promised: train it, or go on, or take the trained one of this run folder."""
-    if not plan.fit_kimg:
-        return
-    teacher, folder = plan.teacher, plan.run_dir / "teacher-discriminator"
-    assert teacher is not None
-    path = folder / "discriminator.safetensors"
-    if not ranks.on_first(path.is_file):
-        recipe = plan.recipe.model_copy(update={"schedule": plan.recipe.schedule.model_copy(update={"kimg": plan.fit_kimg, "ema_kimg": 0.0})})
-        weights = {k: v for k, v in plan.recipe.weights.items() if k in AdversarialWeights.model_fields}
-        loss = Fit(teacher, teacher, AdversarialWeights.model_validate(weights)).to(plan.device)
-        batches = Batches(
-            teacher, teacher, plan.images, recipe.schedule, mirror=recipe.data.mirror, seed=recipe.seed, pool=0, device=plan.device
-        )  # fmt: skip
-        ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
-        reporter.note(f"training a discriminator for the teacher: {plan.fit_kimg:g} kimg")
-        train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device)
-        critic: Any = loss.critics["student"]
-        facts = {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"}
-        ranks.on_first(lambda: save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, facts))
-    teacher.discriminator = build(find(str(path)), "discriminator").to(plan.device)
-    teacher.freeze()
-    # anew, since it may have begun as a copy of what was not yet trained
-    plan.loss = _make_loss(plan.recipe, type(plan.loss), teacher, plan.student, plan.start)[0].to(plan.device)
-
-
-def _finish(plan: Plan, done: GAN, facts: dict[str, Any]) -> None:
-    from gancompress.report import save_curves
-
-    save_curves(plan.run_dir / "log.jsonl", plan.run_dir / "curves.png")
-    critic = done.discriminator
-    if isinstance(critic, nn.Module) and (owner := family_of(getattr(critic, "arch", None))):  # the critic may be of the teacher's family, not the student's
-        save_networks(plan.run_dir / "discriminator.safetensors", owner, critic.arch, {"discriminator": critic}, facts)
-    if plan.back and "back" in plan.loss.critics:
-        critic_back: Any = plan.loss.critics["back"].eval()
-        owner = plan.back.student.family
-        save_networks(plan.run_dir / CRITIC_BACK, owner, critic_back.arch, {"discriminator": critic_back}, facts | _facts_back(plan))
-    # last: its presence says that the run is whole
-    _save_students(plan, done.generator, plan.run_dir / "student.safetensors", facts)
-
-
-def _save_students(plan: Plan, net: nn.Module, path: Path, facts: dict[str, Any]) -> None:
-    """The student, after that of the other direction, whose file has _back in its name."""
-    if plan.back:
-        both = cast(BothWays, net)
-        net, other = both.there, plan.back.student
-        beside = path.with_name(path.name.replace("student", Path(STUDENT_BACK).stem))
-        save_networks(beside, other.family, other.arch, {"generator": both.back}, facts | _facts_back(plan))
-    save_networks(path, plan.student.family, plan.student.arch, {"generator": net}, facts)
-
-
-def _facts_back(plan: Plan) -> dict[str, Any]:
-    return {"teacher_sha256": plan.identity["back"]["teacher"]["sha256"]}

@@ -9,12 +9,15 @@ import torch
 from gancompress import console
 from gancompress.checkpoint import unused
 from gancompress.data import PICTURES, draw, rng
+from gancompress.devices import choose_device
 from gancompress.exporter import export
 from gancompress.extractors import Digits
 from gancompress.loading import load_gan
 from gancompress.metrics import evaluate
-from gancompress.planning import choose_device, make_plan, run_plan
+from gancompress.planning import make_plan
 from gancompress.report import save_rows
+from gancompress.request import Request
+from gancompress.running import run_plan
 from gancompress.screens import show_evaluation, show_plan
 
 TEACHER = "sample:dcgan-mnist"
@@ -34,7 +37,7 @@ def run(out: Path) -> Path:
         f"gancompress export {folder}/run --out {folder}/export",
     ]
     console.stdout.print(f"[bold]$ {commands[0]}[/bold]", highlight=False)
-    plan = make_plan(TEACHER, "mse", overrides=[("student.ch_mul", 0.25), ("schedule.kimg", 60)], out=folder / "run")
+    plan = make_plan(Request(TEACHER, "mse", overrides=[("student.ch_mul", 0.25), ("schedule.kimg", 60)], out=folder / "run"))
     show_plan(plan)
     with console.reporter(plan.recipe.schedule.steps, plan.recipe.schedule.batch_size) as reporter:
         run_plan(plan, reporter)

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gancompress import distributed as ranks
 from gancompress.checkpoint import atomic_write
 from gancompress.data import EVALUATION, Images, positions, to_float
-from gancompress.distances import Moments, Statistics
+from gancompress.distances import Statistics
 from gancompress.errors import GanCompressError, UsageError
 from gancompress.extractors import Extractor
 from gancompress.families import FAMILIES
@@ -91,7 +92,7 @@ def of_images(
     stored = images.size(0)
     if stored is not None and stored != (images.resolution, images.resolution):
         notes.append(f"reference images are {stored[0]} x {stored[1]}: {said['reference_resize']}")
-    batches = (to_float(images[part][0].to(device)) for part in chosen.split(batch_size))
+    batches = (to_float(images[part][0].to(device)) for part in ranks.dealt(chosen.split(batch_size)))
     key = said | {"reference": None, "seed": seed if num < len(images) else None, "channels": images.nc, "files": _stamps(images)}
     return _cached(key, said, batches, extractor, features, cache, notes)
 
@@ -115,18 +116,20 @@ def of_teacher(
     if teacher.inputs is not None or FAMILIES.get(teacher.family.name) is not teacher.family:
         cache = None  # what it makes depends on more than its weights
     key = said | {"seed": seed + 1, "sampling": SAMPLING, "family": teacher.family.name, "arch": dataclasses.asdict(teacher.arch)}
-    return _cached(key, said, generated(teacher, num, seed + 1, device, batch_size), extractor, features, cache, [])
+    return _cached(key, said, generated(teacher, num, seed + 1, device, batch_size, dealt=True), extractor, features, cache, [])
 
 
 def _cached(key: dict[str, Any], said: dict[str, Any], batches: Any, extractor: Extractor, features: bool, cache: Path | None, notes: list[str]) -> Reference:
     facts = {"extractor": extractor.name, "weights": extractor.weights_sha256, "resize": extractor.resize, "quantisation": QUANTISATION, "features": features}
     path = cache / f"{hashlib.sha256(json.dumps([1, facts, key], sort_keys=True).encode()).hexdigest()}.safetensors" if cache else None
-    if path is not None and (found := _load(path, features)) is not None:
-        return Reference(*found, said, notes)
-    moments = Moments()
-    fresh = collect(batches, extractor, moments, features=features, logits=False).features
-    statistics = moments.statistics()
+    if path is not None and (known := ranks.on_first(lambda: _load(path, features))) is not None:
+        return Reference(*known, said, notes)
+    found = collect(batches, extractor, features=features, moments=True, dealt=True)
+    assert found.moments is not None
+    fresh, statistics = found.features, found.moments.statistics()
     reference = Reference(statistics, fresh, said, notes)
+    if ranks.rank():
+        return reference
     if path is not None and (fresh is None or fresh.numel() * 4 <= LARGEST):
         kept = {"mu": statistics.mu, "sigma": statistics.sigma} | ({} if fresh is None else {"features": fresh})
         try:

@@ -121,6 +121,10 @@ _RATIOS = {
     "bytes": "size in float32",
     "latency_ms_batch_1": "latency, batch 1",
     "latency_ms_batch_32": "latency, batch 32",
+    "latency_onnx_ms_batch_1": "latency as ONNX, CPU, batch 1",
+    "latency_onnx_ms_batch_32": "latency as ONNX, CPU, batch 32",
+    "peak_memory_bytes_batch_1": "peak memory, batch 1",
+    "peak_memory_bytes_batch_32": "peak memory, batch 32",
 }
 _QUALITY = {
     "precision": "precision",
@@ -162,8 +166,8 @@ def show_evaluation(result: dict[str, Any]) -> None:
 
 def _shown(key: str, column: dict[str, Any]) -> str:
     value = column.get(key, "")
-    if key == "bytes":
-        return size(value)
+    if "bytes" in key:
+        return size(value) if value != "" else ""
     if key.startswith("latency"):
         return f"{number(value)} ms, IQR {number(column[key.replace('ms', 'iqr_ms')])}" if value != "" else ""
     return number(value) + (f" ({number(column[f'{key}_sd'])})" if f"{key}_sd" in column else "")

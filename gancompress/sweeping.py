@@ -12,10 +12,13 @@ from typing import Any
 from gancompress.comparing import Comparison, measure
 from gancompress.comparison import write
 from gancompress.config import parse_override
+from gancompress.devices import choose_device
 from gancompress.errors import GanCompressError, StoppedError, UsageError
 from gancompress.extractors import make_extractor
 from gancompress.loop import Reporter
-from gancompress.planning import Plan, choose_device, make_plan, run_plan
+from gancompress.planning import Plan, make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,10 @@ class Sweep:
         """Raises GanCompressError where the run cannot be."""
         changes = [*map(parse_override, self.words), ("student.ch_mul", cell.ch_mul), ("seed", cell.seed)]
         try:
-            return make_plan(
+            return make_plan(Request(
                 self.teacher, cell.recipe, overrides=changes, data=self.data, out=self.out / cell.name, device=self.device,
                 discriminator=self.discriminator, reader_options=dict(self.reader_options),
-            )  # fmt: skip
+            ))  # fmt: skip
         except GanCompressError as error:
             error.args = (f"{cell.name}: {error}",)
             raise

@@ -15,7 +15,9 @@ from gancompress import distributed as ranks
 from gancompress import loop
 from gancompress.console import Silent
 from gancompress.errors import GanCompressError
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 
 def train(case, folder):
@@ -38,7 +40,7 @@ def train(case, folder):
     loop.Trainer.train_step, loop.Trainer._update = step, spoiling
     out, code = folder / ("run" if ranks.rank() == 0 else f"run-of-{ranks.rank()}"), 0
     try:
-        run_plan(ranks.agreed(lambda: make_plan(*case["args"], **case["options"], out=out, device="cpu")), Silent())
+        run_plan(ranks.agreed(lambda: make_plan(Request(*case["args"], **case["options"], out=out, device="cpu"))), Silent())
     except GanCompressError as error:
         code = error.exit_code
     finally:

@@ -19,7 +19,9 @@ from gancompress.gan import GAN
 from gancompress.loading import load_gan
 from gancompress.loop import Trainer
 from gancompress.losses.akdg import Akdg, AkdgWeights
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 TINY = [
     ("schedule.batch_size", 8),
@@ -56,7 +58,7 @@ def no_curves():
     """Curves take longer than the tiny runs; test_cli draws them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        patch.setattr("gancompress.planning._report", lambda plan, reporter: None)  # it draws images of the teacher, and tests here count them
+        patch.setattr("gancompress.running._report", lambda plan, reporter: None)  # it draws images of the teacher, and tests here count them
         yield
 
 
@@ -207,7 +209,7 @@ STUDENTS = {
 def plan_of(case, teachers, data, out=None, more=(), steps=4):
     teacher, family, fields = STUDENTS[case]
     chosen = [*TINY, ("student.family", family), ("student.ch_mul", 1.0), *fields, *more]
-    return make_plan(str(teachers[teacher]), "akdg", data=str(data), out=out, device="cpu", steps=steps, overrides=chosen)
+    return make_plan(Request(str(teachers[teacher]), "akdg", data=str(data), out=out, device="cpu", steps=steps, overrides=chosen))
 
 
 @pytest.mark.parametrize("case", STUDENTS)

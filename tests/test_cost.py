@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from gancompress.cost import generator_cost, macs
+from gancompress.cost import generator_cost, macs, peak_memory
 from gancompress.families import FAMILIES
 
 
@@ -110,3 +111,19 @@ def test_inspect_does_not_wait_for_the_compiler_to_be_imported():
     code = "import sys, gancompress; gancompress.inspect('sample:dcgan-mnist'); print([m for m in ('torch._dynamo', 'sympy', 'triton') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_peak_memory_is_weights_and_what_a_pass_holds_at_once():
+    """x * w holds 1,000 floats an image, its relu as many more before the first is let go; then half of it is kept in a third."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1000))
+
+        def forward(self, x, condition):
+            return torch.relu(x * self.w)[:, :500] + 1
+
+    gan = SimpleNamespace(generator=Net(), sample=lambda n, generator: (torch.ones(n, 1000), None))
+    for n in (1, 32):
+        assert peak_memory(gan, n, torch.device("cpu")) == 4000 + n * 8000

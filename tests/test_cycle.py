@@ -24,7 +24,9 @@ from gancompress.gan import GAN, Batch, BothWays
 from gancompress.loop import Trainer
 from gancompress.losses.cycle import Cycle, Pool
 from gancompress.losses.portable_i2i import PortableI2i, PortableWeights
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 
 class Times(nn.Module):
@@ -225,7 +227,7 @@ def no_curves(monkeypatch):
 def planned(place, out, *overrides, teacher="ab", back="ba", **options):
     options = {"recipe": "portable-i2i", "steps": 5, "data": str(place / "sides.npz")} | options
     back = str(place / f"{back}.safetensors") if back else None
-    return make_plan(str(place / f"{teacher}.safetensors"), overrides=[*RUN, *overrides], out=out, device="cpu", back=back, **options)
+    return make_plan(Request(str(place / f"{teacher}.safetensors"), overrides=[*RUN, *overrides], out=out, device="cpu", back=back, **options))
 
 
 def log_of(folder):
@@ -410,7 +412,7 @@ def folder(place, tmp_path_factory):
 @pytest.mark.parametrize(("direction", "there"), [(None, "ab"), ("AtoB", "ab"), ("BtoA", "ba")])
 def test_a_cyclegan_s_folder_gives_both_directions_and_each_its_discriminator(direction, there, folder, place, tmp_path):
     plan = make_plan(
-        str(folder), "portable-i2i", overrides=RUN, data=str(place / "sides.npz"), direction=direction, steps=1, device="cpu", out=tmp_path / "run"
+        Request(str(folder), "portable-i2i", overrides=RUN, data=str(place / "sides.npz"), direction=direction, steps=1, device="cpu", out=tmp_path / "run")
     )
     back = {"ab": "ba", "ba": "ab"}[there]
     for gan, name in ((plan.teacher, there), (plan.back.teacher, back)):
@@ -420,7 +422,7 @@ def test_a_cyclegan_s_folder_gives_both_directions_and_each_its_discriminator(di
 def test_a_cyclegan_s_folder_is_refused_where_one_direction_is_meant(folder, place, tmp_path):
     for recipe, paired in (("mse", False), ("portable-i2i", True)):
         with pytest.raises(UsageError, match="generators here"):
-            make_plan(str(folder), recipe, overrides=[("data.paired", paired)], data=str(place / "sides.npz"), device="cpu", out=tmp_path / "run")
+            make_plan(Request(str(folder), recipe, overrides=[("data.paired", paired)], data=str(place / "sides.npz"), device="cpu", out=tmp_path / "run"))
 
 
 # -------------------------------------------------------------------------------------------------------------------- bad input
@@ -444,7 +446,7 @@ def test_what_cannot_be_two_directions_is_refused_before_anything_is_written(cha
     changes = dict(changes)
     if changes.pop("drop", False):
         with pytest.raises(UsageError, match=said):
-            make_plan(str(place / "ab.safetensors"), "mse", data=str(place / "sides.npz"), back=str(place / "ba.safetensors"), device="cpu")
+            make_plan(Request(str(place / "ab.safetensors"), "mse", data=str(place / "sides.npz"), back=str(place / "ba.safetensors"), device="cpu"))
         return
     with pytest.raises(gancompress.errors.GanCompressError, match=said):
         planned(place, tmp_path / "run", *changes.pop("overrides", []), **changes)
@@ -458,7 +460,7 @@ def test_a_place_in_the_first_teacher_s_file_is_not_looked_for_in_the_second_s(p
 
 def test_a_way_back_that_takes_latents_is_refused(place, tiny_teacher, tmp_path):
     with pytest.raises(UsageError, match=r"--back .*: it takes latents"):
-        make_plan(str(place / "ab.safetensors"), "portable-i2i", overrides=RUN, data=str(place / "sides.npz"), back=str(tiny_teacher), device="cpu")
+        make_plan(Request(str(place / "ab.safetensors"), "portable-i2i", overrides=RUN, data=str(place / "sides.npz"), back=str(tiny_teacher), device="cpu"))
 
 
 def test_directions_of_other_channels_fit_where_each_takes_what_the_other_makes(place, tmp_path):

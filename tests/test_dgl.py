@@ -30,14 +30,16 @@ from gancompress.losses import LOSSES
 from gancompress.losses.dgl import AutoGuide, Dgl, DglWeights
 from gancompress.losses.gan import AdversarialWeights, Adversary, Fit, PathLength, r1_penalty
 from gancompress.losses.styled import mixed
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_curves():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        patch.setattr("gancompress.planning._report", lambda plan, reporter: None)  # it draws images of the teacher, and tests here count them
+        patch.setattr("gancompress.running._report", lambda plan, reporter: None)  # it draws images of the teacher, and tests here count them
         yield
 
 
@@ -341,7 +343,7 @@ def teacher_of(tmp_path_factory):
 
 def plan_of(paths, out, *more, recipe="dgl", steps=5, **kwargs):
     teacher, data = paths
-    return make_plan(teacher, recipe, data=data, out=out, device="cpu", steps=steps, overrides=[*BASE, *more], **kwargs)
+    return make_plan(Request(teacher, recipe, data=data, out=out, device="cpu", steps=steps, overrides=[*BASE, *more], **kwargs))
 
 
 def lines(folder, key):
@@ -529,7 +531,8 @@ def scratch_run(teacher_of, tmp_path_factory):
     """A finished student of scratch, of the shapes that dgl gives its own."""
     out = tmp_path_factory.mktemp("scratch") / "run"
     more = [("student.ch_mul", 0.5), ("weights.r1", 10)]
-    run_plan(make_plan(*[teacher_of("dcgan")[0], "scratch"], data=teacher_of("dcgan")[1], out=out, device="cpu", steps=2, overrides=[BASE[0], *more]), Silent())
+    teacher, data = teacher_of("dcgan")
+    run_plan(make_plan(Request(teacher, "scratch", data=data, out=out, device="cpu", steps=2, overrides=[BASE[0], *more])), Silent())
     return out
 
 
@@ -648,7 +651,7 @@ def test_a_teacher_without_discriminator_is_refused_with_the_recipes_that_need_n
 def test_fitting_a_discriminator_is_refused_without_data_or_use(parts, recipe, data, error, says, teacher_of, tmp_path):
     teacher, images_path = teacher_of("dcgan", parts)
     with pytest.raises(error) as caught:
-        make_plan(teacher, recipe, data=images_path if data else None, out=tmp_path / "run", device="cpu", fit_discriminator=1.0)
+        make_plan(Request(teacher, recipe, data=images_path if data else None, out=tmp_path / "run", device="cpu", fit_discriminator=1.0))
     assert says in f"{caught.value} {caught.value.hint}"
 
 
@@ -656,7 +659,7 @@ def test_no_discriminator_can_be_fitted_to_a_family_without_one(teacher_of, tmp_
     gan = small_gan("stylegan3", SMALL["stylegan3"][0])
     save_networks(tmp_path / "sg3.safetensors", gan.family, gan.arch, gan.networks, {})
     with pytest.raises(UsageError, match="family stylegan3"):
-        make_plan(str(tmp_path / "sg3.safetensors"), "dgl", data=teacher_of("stylegan2")[1], out=tmp_path / "run", device="cpu", fit_discriminator=1.0)
+        make_plan(Request(str(tmp_path / "sg3.safetensors"), "dgl", data=teacher_of("stylegan2")[1], out=tmp_path / "run", device="cpu", fit_discriminator=1.0))
 
 
 # ------------------------------------------------------------------------------------------------------------- augmentation
@@ -776,7 +779,7 @@ def test_every_kind_of_variant_trains(kind, begins, teacher_of, tmp_path):
     more = [("weights.resolutions", [4, 8])] if name == "imitate" else [("weights.guide_from_kimg", begins)]
     recipe = [pair for pair in BASE if pair[0] != "weights.guide_from_kimg"]
     teacher, data = teacher_of("biggan" if name == "dgl-biggan" else "stylegan2")
-    plan = make_plan(teacher, name, data=data, out=tmp_path / "run", device="cpu", steps=2, overrides=[*recipe, *more, *weights])
+    plan = make_plan(Request(teacher, name, data=data, out=tmp_path / "run", device="cpu", steps=2, overrides=[*recipe, *more, *weights]))
     before = plan.student.sha256()
     run_plan(plan, Silent())
     assert plan.student.sha256() != before

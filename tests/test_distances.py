@@ -85,6 +85,17 @@ def test_moments_that_stream_by_are_those_of_all_features_at_once():
         statistics_of(x[:1])
 
 
+def test_moments_of_several_processes_are_those_of_all_features_at_once():
+    x = features(101) + 1000
+    parts = [Moments() for _ in range(4)]  # the last is given nothing
+    for i, part in enumerate(x.split(7)):
+        parts[i % 3].add(part)
+    found = Moments.of_all(parts).statistics()
+    assert torch.allclose(found.mu, x.double().mean(0), rtol=1e-12)
+    assert torch.allclose(found.sigma, x.double().T.cov(), rtol=1e-9, atol=1e-12)
+    assert found.count == 101
+
+
 def test_the_kernel_distance_is_torch_fidelity_s():
     a, b = features(150), features(130, shift=1.0, seed=1)
     theirs = kid_features_to_metric(a, b, kid_subsets=10, kid_subset_size=100, rng_seed=7, verbose=False)

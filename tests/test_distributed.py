@@ -27,8 +27,10 @@ from gancompress.console import Silent
 from gancompress.data import Batches, Images
 from gancompress.errors import UsageError
 from gancompress.loading import load_gan
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
 from gancompress.recorded import Feed, Recorded
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 CLOSE = 1e-5
@@ -126,7 +128,7 @@ def apart(a, b):
 
 def in_this_process(case, out):
     """The same case trained by one process; its run folder."""
-    return run_plan(make_plan(*case["args"], **case["options"], out=out, device="cpu"), Silent()).parent
+    return run_plan(make_plan(Request(*case["args"], **case["options"], out=out, device="cpu")), Silent()).parent
 
 
 # ------------------------------------------------------------------------------------------------------------ the student of one
@@ -264,13 +266,13 @@ def test_a_batch_that_does_not_divide_is_refused(count, accumulate, said, remedy
     case = case_of("scratch", sources, 1)
     case["options"]["overrides"].append(("schedule.accumulate", accumulate))
     with pytest.raises(UsageError, match=said) as caught:
-        make_plan(*case["args"], **case["options"], out=tmp_path / "run", device="cpu")
+        make_plan(Request(*case["args"], **case["options"], out=tmp_path / "run", device="cpu"))
     assert caught.value.hint.startswith(remedy)
 
 
 def test_the_plan_tells_what_is_of_each_process_alone(tiny_teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "_here", ranks._Here(0, 2))
-    notes = make_plan(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu").notes
+    notes = make_plan(Request(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu")).notes
     assert any(note.startswith("2 processes, each with 16 of 32 images at once; BatchNorm normalises over a process's own") for note in notes)
 
 
@@ -320,6 +322,28 @@ def command(teacher, out, steps, *more):
         "output.save_kimg=0.04",
     ]
     return [sys.executable, "-m", "gancompress", "distill", str(teacher), *words, *more]
+
+
+def evaluated(folder, *words):
+    """What eval prints as JSON in a process of its own, with its own cache, without what is timed."""
+    words = [sys.executable, "-m", "gancompress", "eval", *map(str, words), "--device", "cpu", "--feature-extractor", "random", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder)}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+METRICS = ["--num-images", 130, "--batch-size", 16, "--metrics", "fid,is,pr,vol,diversity"]
+
+
+@pytest.mark.parametrize("words", [METRICS, pytest.param(["--num-images", 20, "--batch-size", 8, "--per-class", "all"], marks=pytest.mark.slow)])
+def test_two_processes_measure_what_one_does(words, tmp_path):
+    """Batches of 16, and a last one of 2: five for the first process, four for the second."""
+    gan = small_gan("tinygan", {"resolution": 32, "nz": 4, "classes": 3, "width": 4})
+    save_networks(path := tmp_path / "teacher.safetensors", gan.family, gan.arch, gan.networks, {})
+    one, two = (evaluated(tmp_path / name, path, "--against", path, *words, *more) for name, more in (("a", ()), ("b", ("--gpus", "2"))))
+    assert one["student"].keys() == two["student"].keys()
+    assert difference(one, two) < 1e-9
+    assert one["protocol"] == two["protocol"]
 
 
 def running(teacher, out):

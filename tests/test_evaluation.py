@@ -31,7 +31,7 @@ def extractor():
 
 @pytest.fixture(autouse=True)
 def quick_latency(monkeypatch):
-    monkeypatch.setattr("gancompress.metrics.latency", lambda gan, batch_size, device, runs=50: (2.0, 0.1))
+    monkeypatch.setattr("gancompress.metrics.latency", lambda gan, batch_size, device: (2.0, 0.1))
 
 
 @pytest.fixture
@@ -249,6 +249,22 @@ def test_the_table_shows_speed_beside_size(words):
     assert "1.0x as fast" in done.output
     assert "1.0x fewer" in done.output
     assert "IQR 0.1" in done.output
+
+
+def test_exported_latency_stands_beside_eager_latency(words):
+    pytest.importorskip("onnxruntime")
+    done = ran(*words, "--against", words[1], "--metrics", "exported,memory")
+    assert done.exit_code == 0, done.output
+    rows = [line for line in done.output.splitlines() if "as ONNX" in line or "peak memory" in line]
+    assert len(rows) == 4
+    assert all("ratio" not in row and ("x as fast" in row or "1.0x fewer" in row) for row in rows)
+
+
+def test_exported_latency_without_the_extra_says_what_to_install(words, monkeypatch):
+    monkeypatch.setattr("gancompress.onnx_export.find_spec", lambda name: None)
+    done = ran(*words, "--metrics", "exported")
+    assert done.exit_code == 4
+    assert 'pip install "gancompress[onnx]"' in " ".join(done.output.split())
 
 
 def test_a_threshold_holds_for_distances_within_classes_too():

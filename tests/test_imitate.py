@@ -17,7 +17,9 @@ from gancompress.console import Silent
 from gancompress.errors import MissingError, UsageError
 from gancompress.gan import state_hash
 from gancompress.losses.imitate import Imitate, ImitateWeights
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 
 class Pixels(nn.Module):
@@ -157,7 +159,7 @@ IMITATE = [(k, v) for k, v in BASE if k != "weights.guide_from_kimg"]
 
 def imitating(paths, out, *more, **kwargs):
     teacher, data = paths
-    return make_plan(teacher, "imitate", data=data, out=out, device="cpu", steps=kwargs.pop("steps", 4), overrides=[*IMITATE, *more], **kwargs)
+    return make_plan(Request(teacher, "imitate", data=data, out=out, device="cpu", steps=kwargs.pop("steps", 4), overrides=[*IMITATE, *more], **kwargs))
 
 
 ALL = [("weights.g_inter", 0.2), ("weights.d_inter", 0.2), ("weights.d_out", 0.2), ("weights.out", True)]

@@ -31,7 +31,9 @@ from gancompress.errors import CheckpointError, DivergedError, GanCompressError,
 from gancompress.loading import load_gan
 from gancompress.loop import Ema, Log, Trainer, _seed, diversity
 from gancompress.losses.mse import Mse
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 # batches of 4: a log line every 2 steps, a state every 3, a picture every 5
 TINY = [
@@ -69,7 +71,7 @@ class Notes(Silent):
 def plan_of(case, teacher, data, out, steps=STEPS, more=()):
     recipe, overrides = RECIPES[case]
     return make_plan(
-        str(teacher), recipe, data=None if recipe == "mse" else str(data), out=out, device="cpu", steps=steps, overrides=[*TINY, *overrides, *more]
+        Request(str(teacher), recipe, data=None if recipe == "mse" else str(data), out=out, device="cpu", steps=steps, overrides=[*TINY, *overrides, *more])
     )
 
 

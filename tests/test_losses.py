@@ -21,7 +21,9 @@ from gancompress.losses.gan import GAMES, AdversarialWeights, Adversary, gradien
 from gancompress.losses.joint import Joint, JointWeights
 from gancompress.losses.mse import Mse
 from gancompress.losses.scratch import Scratch
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 CPU = torch.device("cpu")
 
@@ -193,7 +195,7 @@ def test_a_wasserstein_critic_without_a_constraint_is_refused(make):
 
 def test_the_loop_clips_after_each_critic_step(tiny_data):
     plan = make_plan(
-        recipe="scratch", data=str(tiny_data), device="cpu", overrides=[*TINY, *TINY_DCGAN, ("weights.game", "wasserstein"), ("weights.clip", 0.01)]
+        Request(recipe="scratch", data=str(tiny_data), device="cpu", overrides=[*TINY, *TINY_DCGAN, ("weights.game", "wasserstein"), ("weights.clip", 0.01)])
     )
     trainer, batches = trainer_of(plan)
     trainer.train_step(batches)
@@ -254,7 +256,7 @@ def test_the_sum_of_the_terms_is_what_is_minimised(tiny_teacher):
         def generator_loss(self, batch, fake):
             return {"a": 2 * fake.sum(), "b": 3 * fake.sum()}
 
-    plan = make_plan(str(tiny_teacher), "mse", device="cpu", overrides=TINY)
+    plan = make_plan(Request(str(tiny_teacher), "mse", device="cpu", overrides=TINY))
     student = gan_of(Scale(0.5))
     trainer = Trainer(student, Two(), plan.recipe)
     z = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
@@ -269,11 +271,13 @@ def test_the_sum_of_the_terms_is_what_is_minimised(tiny_teacher):
 @pytest.mark.parametrize("d_steps", [1, 2])
 def test_gradients_reach_only_the_critic_in_its_step_and_only_the_student_in_its_own(name, d_steps, tiny_teacher, tiny_data):
     plan = make_plan(
-        str(tiny_teacher),
-        name,
-        data=str(tiny_data),
-        device="cpu",
-        overrides=[*TINY, ("schedule.d_steps", d_steps), ("weights.game", "wasserstein"), ("weights.gradient_penalty", 10)],
+        Request(
+            str(tiny_teacher),
+            name,
+            data=str(tiny_data),
+            device="cpu",
+            overrides=[*TINY, ("schedule.d_steps", d_steps), ("weights.game", "wasserstein"), ("weights.gradient_penalty", 10)],
+        )
     )
     trainer, batches = trainer_of(plan)
     critics = list(plan.loss.critics.parameters())
@@ -302,7 +306,7 @@ def test_gradients_reach_only_the_critic_in_its_step_and_only_the_student_in_its
 
 @pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"portable-i2i"}))  # that one is for translators: test_portable_i2i.py
 def test_the_teacher_is_the_same_after_training(name, tiny_teacher, tiny_data, tmp_path):
-    plan = make_plan(str(tiny_teacher), name, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=3, overrides=TINY + BRIEFLY.get(name, []))
+    plan = make_plan(Request(str(tiny_teacher), name, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=3, overrides=TINY + BRIEFLY.get(name, [])))
     before, student = plan.teacher.sha256(), plan.student.sha256()
     run_plan(plan, Silent())
     assert plan.teacher.sha256() == before

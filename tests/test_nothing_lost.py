@@ -18,7 +18,9 @@ from gancompress import checkpoint, report
 from gancompress.cli import app
 from gancompress.console import Silent
 from gancompress.loop import Log
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 pytestmark = pytest.mark.slow
 
@@ -100,11 +102,11 @@ def in_a_child(work) -> tuple[int, str]:
 
 def test_a_run_that_is_killed_at_any_event_ends_like_one_that_is_not(tiny_teacher, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-    monkeypatch.setattr("gancompress.planning._report", lambda plan, reporter: None)  # written after the run, and no part of it
+    monkeypatch.setattr("gancompress.running._report", lambda plan, reporter: None)  # written after the run, and no part of it
     changes = {**dict(TINY), "output.log_kimg": 0.004, "output.save_kimg": 0.004, "output.pictures_kimg": 0.012}
 
     def undisturbed(out: Path) -> None:
-        run_plan(make_plan(str(tiny_teacher), "joint", data=str(tiny_data), out=out, device="cpu", steps=12, overrides=changes.items()), Silent())
+        run_plan(make_plan(Request(str(tiny_teacher), "joint", data=str(tiny_data), out=out, device="cpu", steps=12, overrides=changes.items())), Silent())
 
     def run(out: Path, nth: int) -> int:
         mortal = Mortal(out, nth)

@@ -22,7 +22,9 @@ from gancompress.gan import GAN, Batch
 from gancompress.loading import load_gan
 from gancompress.losses.portable_i2i import PortableI2i, PortableWeights
 from gancompress.losses.scratch import Scratch
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 
 class Critic(nn.Module):
@@ -207,7 +209,8 @@ def place(tmp_path_factory):
 
 def planned(place, teacher, out, recipe="portable-i2i", overrides=(), **options):
     options = {"steps": 7, "data": str(place / "pairs.npz")} | options
-    return make_plan(str(place / f"{teacher}.safetensors") if teacher else None, recipe, overrides=[*RUN, *overrides], out=out, device="cpu", **options)
+    source = str(place / f"{teacher}.safetensors") if teacher else None
+    return make_plan(Request(source, recipe, overrides=[*RUN, *overrides], out=out, device="cpu", **options))
 
 
 def log_of(folder):
@@ -329,6 +332,6 @@ def test_what_cannot_be_meant_is_refused(teacher, recipe, overrides, said, place
 
 def test_it_is_for_translators(tiny_teacher, tiny_data, place):
     with pytest.raises(UsageError, match="'portable-i2i' is for image translators"):
-        make_plan(str(tiny_teacher), "portable-i2i", data=str(tiny_data), device="cpu")
+        make_plan(Request(str(tiny_teacher), "portable-i2i", data=str(tiny_data), device="cpu"))
     assert inspect(str(tiny_teacher))["recipes"]["portable-i2i"]["missing"] == ["an image translator"]
     assert inspect(str(place / "unet-g.safetensors"))["recipes"]["portable-i2i"]["feeds"]

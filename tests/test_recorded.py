@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import gancompress
-from gancompress import collecting, planning, shards
+from gancompress import collecting, opening, shards
 from gancompress.api import inspect
 from gancompress.checkpoint import save_networks
 from gancompress.cli import app
@@ -31,6 +31,7 @@ from gancompress.loading import load_gan
 from gancompress.loop import Trainer
 from gancompress.planning import make_plan
 from gancompress.recorded import Feed, Recorded, RecordedTeacher
+from gancompress.request import Request
 from gancompress.runs import locked
 from gancompress.shards import classes_text, decode, encode, open_shard, pack, parse_classes, read_settings, shard_path
 
@@ -616,7 +617,7 @@ def test_a_translator_is_distilled_from_its_recording_alone(recipe, translator, 
     batch = batches(2, 0)
     assert batch.inputs.shape == (8, 3, 16, 16)
     assert (batch.teacher - draw(teacher, batch.inputs, None, CPU)).abs().max() < 0.01
-    monkeypatch.setattr(planning, "load_gan", None)
+    monkeypatch.setattr(opening, "load_gan", None)
     path = gancompress.distill(None, recipe, recorded=folder, out=tmp_path / "run", steps=3, **SHORT)
     assert load_gan(str(path)).arch.g_widths == (2, 4)
     assert (tmp_path / "run" / "samples").is_dir()
@@ -626,7 +627,7 @@ def test_a_translator_is_distilled_from_its_recording_alone(recipe, translator, 
 def test_a_translators_recording_has_no_targets(recipe, more, translator, photos, tmp_path):
     folder = collect(translator, tmp_path / "r", data=str(photos), num=4)
     with pytest.raises(UsageError, match="a translator's recording holds all that it was given and no targets"):
-        make_plan(recipe=recipe, recorded=folder, out=tmp_path / "run", device="cpu", **more)
+        make_plan(Request(recipe=recipe, recorded=folder, out=tmp_path / "run", device="cpu", **more))
 
 
 # ----------------------------------------------------------------------------------------------------------------------- reading
@@ -761,7 +762,7 @@ def test_black_box_recipes_train_from_a_recording_alone(recipe, conditional, tmp
     def no_teacher(*_, **__):
         raise AssertionError("a checkpoint was read")
 
-    monkeypatch.setattr(planning, "load_gan", no_teacher)
+    monkeypatch.setattr(opening, "load_gan", no_teacher)
     changes = [*SHORT["overrides"], ("schedule.accumulate", 2)]
     np.savez(tmp_path / "real.npz", x_train=np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8), y_train=np.arange(20) % 3)
     options = {"data": str(tmp_path / "real.npz")} if recipe == "akdg" else {}
@@ -804,16 +805,16 @@ def test_a_run_is_of_one_recording(recording, teacher, tmp_path):
 
 def test_the_plan_knows_the_recorded_teachers_size_and_a_folders_not(recording, teacher, tmp_path):
     options = {"out": tmp_path / "run", "steps": 1, **SHORT}
-    live, seen = make_plan(teacher, **options), make_plan(recorded=recording, **options)
+    live, seen = make_plan(Request(teacher, **options)), make_plan(Request(recorded=recording, **options))
     assert seen.teacher_cost == live.teacher_cost
     assert "40 pairs of" in seen.notes[0]
     assert any("it starts from random weights" in note for note in seen.notes)
-    assert make_plan(recorded=recording, target_macs="2x", **options | {"overrides": []}).recipe.student.ch_mul < 1
-    strange = make_plan(recorded=others(tmp_path / "o"), **options)
+    assert make_plan(Request(recorded=recording, target_macs="2x", **options | {"overrides": []})).recipe.student.ch_mul < 1
+    strange = make_plan(Request(recorded=others(tmp_path / "o"), **options))
     assert strange.teacher_cost is None
     assert {k: getattr(strange.student.arch, k) for k in ("resolution", "nc", "nz", "classes")} == {"resolution": 8, "nc": 3, "nz": 3, "classes": 4}
     with pytest.raises(UsageError, match="network is not known"):
-        make_plan(recorded=tmp_path / "o", target_macs="2x", **options | {"overrides": []})
+        make_plan(Request(recorded=tmp_path / "o", target_macs="2x", **options | {"overrides": []}))
 
 
 def test_somebody_elses_folder_is_distilled_into_a_family_of_ones_choice(tmp_path):
@@ -834,7 +835,7 @@ def test_somebody_elses_folder_is_distilled_into_a_family_of_ones_choice(tmp_pat
 def test_what_only_a_network_could_give_is_refused(options, kind, said, recording, tiny_data, tmp_path):
     options = {k: str(tiny_data) if v == "DATA" else v for k, v in options.items()}
     with pytest.raises(kind, match=said):
-        make_plan(**{"recorded": recording, "out": tmp_path / "run", "device": "cpu", **options})
+        make_plan(Request(**{"recorded": recording, "out": tmp_path / "run", "device": "cpu", **options}))
     assert not (tmp_path / "run").exists()
 
 
@@ -843,7 +844,7 @@ def test_a_manifest_of_no_architecture_is_named(recording):
     for change in ({"family": "nothing"}, {"arch": {**manifest["settings"]["arch"], "g_widths": "x"}}):
         (recording / "manifest.json").write_text(json.dumps({"settings": {**manifest["settings"], **change}}))
         with pytest.raises(MissingError, match=r"manifest\.json|not shard 0"):
-            make_plan(recorded=recording, device="cpu")
+            make_plan(Request(recorded=recording, device="cpu"))
 
 
 def test_distil_and_eval_from_the_command_line(recording, tmp_path):

@@ -12,13 +12,15 @@ import pytest
 import torch
 from conftest import SMALL, make_gan, small_gan
 
-from gancompress import charts, htmlreport, planning, report
+from gancompress import charts, htmlreport, report, running
 from gancompress.checkpoint import save_networks
 from gancompress.collecting import collect
 from gancompress.console import Silent
 from gancompress.loading import load_gan
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
 from gancompress.report import strip_png
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 BRIEF = [("schedule.batch_size", 4), ("schedule.teacher_pool", 0), ("output.log_kimg", 0.004), ("output.pictures_kimg", 0.008), ("output.save_kimg", 0.008)]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -91,7 +93,7 @@ def no_curves():
 
 
 def distilled(out, teacher, recipe="mse", steps=4, reporter=None, more=(), **options):
-    plan = make_plan(None if teacher is None else str(teacher), recipe, out=out, device="cpu", steps=steps, overrides=[*BRIEF, *more], **options)
+    plan = make_plan(Request(None if teacher is None else str(teacher), recipe, out=out, device="cpu", steps=steps, overrides=[*BRIEF, *more], **options))
     run_plan(plan, reporter or Silent())
     return out
 
@@ -151,7 +153,7 @@ def test_a_report_that_cannot_be_written_is_noted_and_the_run_is_whole(tiny_teac
         def note(self, text):
             said.append(text)
 
-    monkeypatch.setattr(planning, "write_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(running, "write_report", lambda *_: 1 / 0)
     folder = distilled(tmp_path / "run", tiny_teacher, reporter=Notes())
     assert (folder / "student.safetensors").is_file()
     assert not (folder / "report.html").exists()

@@ -15,7 +15,9 @@ from gancompress.console import Silent
 from gancompress.errors import DivergedError, UsageError
 from gancompress.loading import load_gan
 from gancompress.loop import Trainer
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 from gancompress.runs import locked
 
 SHORT = {"steps": 2, "device": "cpu", "overrides": [("schedule.batch_size", 4), ("student.ch_mul", 0.5)]}
@@ -135,7 +137,7 @@ def test_a_target_counts_the_fields_set_by_hand(tiny_teacher, tmp_path):
     save_networks(tmp_path / "wide.safetensors", gan.family, wide, {"generator": gan.family.generator(wide)}, {})
     limit = "9000"
     plans = [
-        make_plan(str(tmp_path / "wide.safetensors"), overrides=o, target_params=limit, out=tmp_path / "run", device="cpu")
+        make_plan(Request(str(tmp_path / "wide.safetensors"), overrides=o, target_params=limit, out=tmp_path / "run", device="cpu"))
         for o in ([], [("student.arch.g_bias", True), ("student.init", "random")])
     ]
     assert plans[1].student.arch.g_bias
@@ -144,7 +146,7 @@ def test_a_target_counts_the_fields_set_by_hand(tiny_teacher, tmp_path):
 
 
 def test_planning_twice_and_running_once_is_the_same(tiny_teacher, tmp_path):
-    plan = make_plan(str(tiny_teacher), out=tmp_path / "run", **SHORT)
-    again = make_plan(str(tiny_teacher), out=tmp_path / "run", **SHORT)
+    plan = make_plan(Request(str(tiny_teacher), out=tmp_path / "run", **SHORT))
+    again = make_plan(Request(str(tiny_teacher), out=tmp_path / "run", **SHORT))
     assert plan.identity == again.identity
     assert run_plan(plan, Silent()) == run_plan(again, Silent())

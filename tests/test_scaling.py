@@ -187,7 +187,8 @@ def test_a_target_that_is_no_number_is_refused(text):
 
 def test_a_planned_student_at_full_width_with_slice_still_is_the_teacher(tmp_path):
     from gancompress.planning import make_plan
+    from gancompress.request import Request
 
-    plan = make_plan("sample:dcgan-mnist", "mse", overrides=[("student.ch_mul", 1.0), ("student.init", "slice")], out=tmp_path / "run", device="cpu")
+    plan = make_plan(Request("sample:dcgan-mnist", "mse", overrides=[("student.ch_mul", 1.0), ("student.init", "slice")], out=tmp_path / "run", device="cpu"))
     z = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(plan.student.generator.eval()(z), plan.teacher.generator(z), atol=1e-5)

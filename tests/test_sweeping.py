@@ -9,7 +9,7 @@ from test_comparing import quickly  # noqa: F401
 from test_runreport import BRIEF, check_inert
 from typer.testing import CliRunner
 
-from gancompress import planning, sweeping
+from gancompress import running, sweeping
 from gancompress.checkpoint import save_networks
 from gancompress.cli import app
 from gancompress.errors import DivergedError, StoppedError, UsageError
@@ -32,7 +32,7 @@ def test_a_grid_is_run_and_compared_with_means_over_seeds_and_the_same_command_t
     assert [group["members"] for group in found["over_seeds"]] == [[2, 3], [4, 5]]
     assert "Over seeds" in check_inert((tmp_path / "s" / "compare.html").read_text()).text
     assert "Over seeds" in done.stdout
-    monkeypatch.setattr(planning, "_train", None)
+    monkeypatch.setattr(running, "_train", None)
     again = sweep(tiny_teacher, "--out", tmp_path / "s", "--seeds", 2)
     assert again.exit_code == 0, again.output
     assert again.stderr.count("finished already") == 4

@@ -22,7 +22,9 @@ from gancompress.families import tinygan
 from gancompress.gan import GAN, Batch
 from gancompress.loop import Trainer
 from gancompress.losses.tinygan_blackbox import TinyganBlackbox, TinyganBlackboxWeights, layer_weights
-from gancompress.planning import make_plan, run_plan
+from gancompress.planning import make_plan
+from gancompress.request import Request
+from gancompress.running import run_plan
 
 CPU = torch.device("cpu")
 SHORT = [("schedule.batch_size", 4), ("output.log_kimg", 0.004), ("output.save_kimg", 0.012), ("student.ch_mul", 0.125), ("student.d_ch_mul", 0.125)]
@@ -210,7 +212,7 @@ def teachers(tmp_path_factory):
 
 
 def plan_of(teacher, data=None, *more, **options):
-    return make_plan(str(teacher), "tinygan-blackbox", data=data and str(data), device="cpu", overrides=[*SHORT, *more], **options)
+    return make_plan(Request(str(teacher), "tinygan-blackbox", data=data and str(data), device="cpu", overrides=[*SHORT, *more], **options))
 
 
 def test_the_student_is_a_tinygan_of_the_teachers_latents_classes_and_images(teachers, tiny_teacher):
