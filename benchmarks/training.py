@@ -36,10 +36,11 @@ from training_parts import flops_of, now, peak, time_split, writing
 from training_table import table
 
 from gancompress.cost import generator_cost
+from gancompress.devices import choose_device
 from gancompress.errors import GanCompressError
 from gancompress.families import FAMILIES
 from gancompress.loading import load_gan
-from gancompress.planning import Plan, choose_device
+from gancompress.planning import Plan
 
 Variant = Callable[[], object]
 #: shares of the width of the students whose latency is taken
@@ -106,14 +107,14 @@ def measure(family: str, recipe: str, case: tuple[str, str], batch: int, peak_ra
     except GanCompressError as error:
         return row | {"refused": str(error).replace(teacher, Path(teacher).name)}
     variants: dict[str, Variant] = {"ours": step_of(plan_of(teacher, data, recipe, batch, device))}
-    for name, (recipes, changes) in SWITCHES.items():
-        if recipe in recipes:
-            pool = [("schedule.teacher_pool", POOL * batch)] if name == "reused" else []
-            variants[name] = step_of(plan_of(teacher, data, recipe, batch, device, [*changes, *pool]))
+    for name, switch in SWITCHES.items():
+        if recipe in switch.recipes:
+            variants[name] = step_of(plan_of(teacher, data, recipe, batch, device, switch.changes(batch)))
     variants["plain"] = plain_loop(plan, drawing(plan))
     period = period_of(plan)
-    for _ in range(POOL if "reused" in variants else 0):
-        variants["reused"]()  # until its pool is full
+    if "reused" in variants:
+        for _ in range(POOL):  # until its pool is full
+            variants["reused"]()
     times = take_turns(variants, "plain", period, args.seconds, device)
     flops = flops_of(variants["ours"], period)
     row |= {"rates": rates(times, batch), "flops_per_step": flops, "share_of_peak": round(flops / times["ours"]["seconds"] / peak_rate, 4)}
@@ -188,6 +189,8 @@ def arguments() -> argparse.Namespace:
     args.recipes = chosen(args.recipes, RECIPES, "--recipes", parser)
     args.checkouts = dict(text.partition("=")[::2] for text in args.reference)
     chosen(",".join(args.checkouts), REFERENCES, "--reference", parser)
+    if absent := [path for path in args.checkouts.values() if not Path(path).is_dir()]:
+        parser.error(f"--reference: no folder {absent[0]!r}")
     args.where = choose_device(args.device)
     return args
 

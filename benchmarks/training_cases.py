@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from gancompress.families import FAMILIES
 from gancompress.gan import GAN
 from gancompress.loop import Trainer
 from gancompress.planning import Plan, make_plan
+from gancompress.request import Request
 
 #: images of the data set that stands for real ones: noise, which takes as long
 DATA = 256
@@ -56,14 +57,22 @@ SIZES: dict[str, dict[str, tuple[dict[str, Any], int]]] = {
 TRANSLATORS = ("unet", "resnet")
 RECIPES = ("mse", "joint", "scratch", "akdg", "dgl", "imitate", "tinygan-blackbox", "portable-i2i")
 #: what a recipe of long runs and large batches needs to show its whole step at once; the batch is the size's
-ALWAYS: list[tuple[str, Any]] = [("schedule.accumulate", 1)]
 AT_ONCE: dict[str, list[tuple[str, Any]]] = {
     "dgl": [("weights.guide_from_kimg", 0)],
     "imitate": [("weights.resolutions", [8, 16])],
 }
-#: rows beside the recipe as it is: (recipes, what they change); a speed switch is one line here
-SWITCHES: dict[str, tuple[Iterable[str], list[tuple[str, Any]]]] = {
-    "reused": (("mse",), []),  # a pool of the teacher's images, whose size follows from the batch
+
+
+class Switch(NamedTuple):
+    """A row beside the recipe as it is: what it changes, given the batch size, and for which recipes."""
+
+    changes: Callable[[int], list[tuple[str, Any]]]
+    recipes: Container[str] = RECIPES
+
+
+#: a speed switch is one line here
+SWITCHES: dict[str, Switch] = {
+    "reused": Switch(lambda batch: [("schedule.teacher_pool", POOL * batch)], ("mse",)),
 }
 
 
@@ -107,10 +116,11 @@ def write_data(arch: Any, path: Path, paired: bool = False) -> str:
 
 def plan_of(teacher: str, data: str, recipe: str, batch: int, device: torch.device, changes: Iterable[tuple[str, Any]] = ()) -> Plan:
     """The run of a recipe, its networks on the device."""
-    overrides = [("schedule.batch_size", batch), *ALWAYS, *AT_ONCE.get(recipe, []), *changes]
+    overrides = [("schedule.batch_size", batch), ("schedule.accumulate", 1), *AT_ONCE.get(recipe, []), *changes]
     given = {} if recipe == "mse" and Path(teacher).stem not in TRANSLATORS else {"data": data}
     name = "dgl-biggan" if recipe == "dgl" and "biggan" in Path(teacher).name else recipe
-    plan = make_plan(teacher, name, overrides=overrides, out=Path(mkdtemp(dir=Path(teacher).parent)) / "run", device=str(device), **given)
+    out = Path(mkdtemp(dir=Path(teacher).parent)) / "run"
+    plan = make_plan(Request(teacher, name, overrides=overrides, out=out, device=str(device), **given))
     for part in (plan.teacher, plan.student, plan.loss):
         if part is not None:
             part.to(device)

@@ -97,7 +97,7 @@ def _seed(seed: int, device: torch.device) -> None:
 def _adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], eps: float, every: int) -> tuple[torch.optim.Optimizer, float]:
     """(optimiser, its rate). k + 1 steps where without a lazy regulariser there were k: rate and betas follow (Karras et al. 2020, App. B)."""
     share = every / (every + 1) if every else 1.0
-    return torch.optim.Adam(parameters, lr * share, betas=(betas[0] ** share, betas[1] ** share), eps=eps), lr * share
+    return torch.optim.Adam(parameters, lr * share, betas=(betas[0] ** share, betas[1] ** share), eps=eps, fused=True), lr * share
 
 
 def standing_statistics(generator: nn.Module, sampler: GAN, batches: int, batch_size: int, seed: int, device: torch.device) -> None:
