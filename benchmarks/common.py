@@ -98,9 +98,10 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def finish(name: str, result: dict[str, Any]) -> None:
-    """Print the result as one line of JSON and keep it under results/."""
+def finish(name: str, result: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any]:
+    """Print the result as one line of JSON and keep it in the folder; returns all that was kept."""
     result = {"benchmark": name, "commit": commit(), "device": device_name(choose_device("auto")), **versions(), **result}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
+    return result

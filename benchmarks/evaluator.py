@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -37,29 +38,22 @@ def random_weights(path: Path) -> None:
     weights.INCEPTION = replace(weights.INCEPTION, sha256=weights.file_sha256(path)[:8])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights")
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
-    device = choose_device(args.device)
+def compare(weights_path: str | None, count: int, size: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Rates of both on as many random images of that size, in turns; without weights on random ones."""
     with TemporaryDirectory() as folder:
-        path = Path(args.weights or Path(folder) / "random.pth")
-        if not args.weights:
+        path = Path(weights_path or Path(folder) / "random.pth")
+        if not weights_path:
             random_weights(path)
         ours, theirs = Inception(path, device), stock_inception(open_checkpoint(path).content).to(device)
-    images = torch.randint(0, 256, (args.images, 3, args.size, args.size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def stock(size: int) -> Callable[[], Tensor]:
-        return lambda: torch.cat([theirs(part)[0] for part in images.split(size)])
+    def stock(batch: int) -> Callable[[], Tensor]:
+        return lambda: torch.cat([theirs(part)[0] for part in images.split(batch)])
 
     variants: dict[str, Callable[[], Tensor]] = {"torch_fidelity_64": stock(64), "torch_fidelity_8": stock(8), "ours": lambda: ours(images)[0]}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     found: dict[str, Tensor] = {}
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         for name, extract in variants.items():
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -70,11 +64,21 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
     best = {name: min(times) for name, times in seconds.items()}
     difference = float((found["ours"] - found["torch_fidelity_64"]).norm() / found["torch_fidelity_64"].norm())
-    result = {"images": args.images, "size": args.size, "rounds": args.rounds, "weights": Path(args.weights).name if args.weights else "random"}
+    result = {"images": count, "size": size, "rounds": rounds, "weights": Path(weights_path).name if weights_path else "random"}
     result["threads"] = torch.get_num_threads()
-    result |= {"images_per_s": {name: round(args.images / s, 2) for name, s in best.items()}, "relative_feature_difference": difference}
-    result |= {f"ratio_to_{name}": round(best[name] / best["ours"], 2) for name in best if name != "ours"}
-    finish("evaluator", result)
+    result |= {"images_per_s": {name: round(count / s, 2) for name, s in best.items()}, "relative_feature_difference": difference}
+    return result | {f"ratio_to_{name}": round(best[name] / best["ours"], 2) for name in best if name != "ours"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    finish("evaluator", compare(args.weights, args.images, args.size, args.rounds, choose_device(args.device)))
 
 
 if __name__ == "__main__":

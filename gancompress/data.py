@@ -45,6 +45,8 @@ def rng(*parts: int) -> torch.Generator:
 
 def positions(start: int, count: int, n: int, *seed: int) -> Tensor:
     """Indices (count,) at places start ... of an endless sequence of shuffled epochs over n items."""
+    if start % n + count <= n:  # within one epoch, as most batches are
+        return _shuffled(n, *seed, start // n)[start % n : start % n + count]
     places = torch.arange(start, start + count)
     out = torch.empty(count, dtype=torch.long)
     for epoch in (places // n).unique().tolist():
@@ -209,6 +211,8 @@ class Images:
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 (N, nc, R, R) and labels (N,) or None."""
+        if self._cache is not None and bool(self._cached[indices].all()):
+            return self._cache[indices], self.labels[indices] if self.labels is not None else None
         images, used = [], []
         for index in indices.tolist():
             image = self.load(index)

@@ -107,9 +107,10 @@ def _train(plan: Plan, reporter: Reporter) -> None:
 
 
 def _batches(plan: Plan, schedule: Schedule) -> Batches:
-    """The plan's data in batches of ``schedule``; a live teacher draws its images folded."""
+    """The plan's data in batches of ``schedule``; a live teacher whose images the loss asks for draws them folded."""
     recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
-    teacher = plan.teacher if recorded or plan.teacher is None else folded(plan.teacher)
+    draws = bool(plan.loss.needs & {"teacher_images", "teacher_samples"})
+    teacher = folded(plan.teacher) if plan.teacher and draws and not recorded else plan.teacher
     draws_from_teacher = teacher if teacher and "teacher_images" in plan.loss.needs else None
 
     def feed(stream: int) -> Feed:

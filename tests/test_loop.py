@@ -29,7 +29,7 @@ from gancompress.config import Schedule
 from gancompress.console import Silent
 from gancompress.errors import CheckpointError, DivergedError, GanCompressError, StoppedError, UsageError
 from gancompress.loading import load_gan
-from gancompress.loop import Ema, Log, Trainer
+from gancompress.loop import Ema, Log, Trainer, _seed
 from gancompress.losses.mse import Mse
 from gancompress.planning import make_plan
 from gancompress.request import Request
@@ -575,12 +575,19 @@ def averaging(half_life, rampup, start=0.0):
     return Schedule(kimg=1, batch_size=1, ema_kimg=half_life, ema_rampup=rampup, ema_start_kimg=start)
 
 
+def test_a_step_s_numbers_are_those_that_torch_s_own_seed_gives():
+    torch.manual_seed(7)
+    expected = torch.randn(3)
+    _seed(7, torch.device("cpu"))
+    assert torch.equal(torch.randn(3), expected)
+
+
 def test_before_its_start_the_average_is_the_student():
     net = nn.Linear(1, 1)
     ema = Ema(net, averaging(1.0, 0.0, start=0.02))
     for images, follows in ((10, True), (20, True), (30, False)):
         nn.init.constant_(net.weight, images)
-        ema.update(net, images, 10)
+        ema.update(images, 10)
         assert torch.equal(ema.net.weight, net.weight) == follows
 
 
@@ -592,12 +599,12 @@ def test_the_average_is_that_of_the_formula_buffers_included():
         net.running_mean.fill_(8.0)
         net.num_batches_tracked.fill_(7)
     # half-life min(0.1, 0.05 * 0.4 kimg) = 0.02 kimg; a batch of 0.02 kimg halves the distance: 1 -> 2, 0 -> 4
-    ema.update(net, 400, 20)
+    ema.update(400, 20)
     assert ema.net.weight.item() == pytest.approx(2.0)
     assert ema.net.running_mean.item() == pytest.approx(4.0)
     assert ema.net.num_batches_tracked.item() == 7  # counts are copied
     # half-life min(0.1, 0.05 * 20) = 0.1: beta = 2^(-20/100)
-    ema.update(net, 20_000, 20)
+    ema.update(20_000, 20)
     assert ema.net.weight.item() == pytest.approx(3 - 2 ** (-0.2))
     assert ema.net.running_mean.item() == pytest.approx(8 - 4 * 2 ** (-0.2))
 
@@ -608,7 +615,7 @@ def test_the_average_without_ramp_or_without_memory(half_life, rampup, beta):
     nn.init.zeros_(net.weight)
     ema = Ema(net, averaging(half_life, rampup))
     nn.init.ones_(net.weight)
-    ema.update(net, 20, 20)
+    ema.update(20, 20)
     assert ema.net.weight.item() == pytest.approx(1 - beta)
 
 
