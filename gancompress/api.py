@@ -120,7 +120,7 @@ def distill(
         recipe: a name of ``gancompress recipes`` or the path of a YAML file.
         overrides: pairs such as ("student.ch_mul", 0.25) or ("schedule.kimg", 50).
         plan_options: data, out, device, discriminator, reader_options, target_params, target_macs, target_size, steps,
-            fit_discriminator, target, direction, recorded, back (see ``gancompress.request.Request``).
+            fit_discriminator, target, direction, recorded, back, compiled (see ``gancompress.request.Request``).
 
     Raises:
         GanCompressError: of the kind that fits.

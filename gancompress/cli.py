@@ -133,6 +133,8 @@ def distill(
         float | None, typer.Option("--fit-discriminator", metavar="KIMG", min=0.001, help="First train a discriminator for a teacher that has none.")
     ] = None,
     gpus: Gpus = None,
+    precision: Annotated[Optional[str], typer.Option(help="Of the networks' arithmetic: fp32, tf32, bf16 or fp16 (docs/speed.md).")] = None,  # noqa: UP045
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the networks (torch.compile): a slow start, then faster steps.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train a smaller student from a teacher. The same command again resumes; torchrun ranks train together."""
@@ -161,6 +163,7 @@ def distill(
         "schedule.kimg": kimg,
         "schedule.batch_size": batch_size,
         "seed": seed,
+        "precision": precision,
     }
     changes = [parse_override(w) for w in words] + [(k, v) for k, v in flags.items() if v is not None]
     if ranks.to_launch(gpus):
@@ -173,7 +176,7 @@ def distill(
             teacher, recipe, overrides=changes, data=data, out=out, device=device, discriminator=discriminator,
             reader_options=_reader_options(classes, reader, family, key),
             target_params=target_params, target_macs=target_macs, target_size=target_size, steps=steps,
-            fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction, back=back,
+            fit_discriminator=fit_discriminator, recorded=recorded, target=target, direction=direction, back=back, compiled=compiled,
         )), lambda plan: json.dumps(plan.identity))  # fmt: skip
         if first:
             screens.show_plan(plan)

@@ -101,7 +101,7 @@ class Output(_Model):
 
 
 class Recipe(_Model):
-    """One run's numbers. ``weights`` is checked by the loss it belongs to."""
+    """One run's numbers. ``weights`` is checked by the loss it belongs to; ``precision``: of the networks' arithmetic (docs/speed.md)."""
 
     paper: str
     loss: str
@@ -111,6 +111,7 @@ class Recipe(_Model):
     schedule: Schedule
     data: Data = Data()
     output: Output
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     seed: Annotated[int, Field(ge=0)] = 0
 
 

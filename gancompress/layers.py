@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from gancompress import distributed as ranks
 from gancompress.gan import Mismatch, StateDict
+from gancompress.speed import unreduced
 
 T = TypeVar("T")
 
@@ -148,10 +149,11 @@ class SpectralNorm(nn.Module):
         self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.eps))
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.training:
-            self.step(weight)
-        # copies: the next power step must not change what the backward pass needs
-        return weight / torch.dot(self.u.clone(), weight.flatten(1) @ self.v.clone())
+        with unreduced(weight):  # a norm from rounded products would be one of another matrix
+            if self.training:
+                self.step(weight)
+            # copies: the next power step must not change what the backward pass needs
+            return weight / torch.dot(self.u.clone(), weight.flatten(1) @ self.v.clone())
 
 
 def spectral_norm(module: nn.Module, eps: float = 1e-12) -> nn.Module:

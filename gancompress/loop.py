@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,9 @@ from gancompress.checkpoint import atomic_write, has_state, newest_state, save_n
 from gancompress.config import Recipe, Schedule
 from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
 from gancompress.errors import DivergedError, StoppedError, ToldElsewhereError
-from gancompress.gan import GAN, Batch, one_way
+from gancompress.gan import GAN, Batch, BothWays, one_way
 from gancompress.losses.base import DistillationLoss
+from gancompress.speed import applied
 
 #: steps after which a person is first told how long it will take
 FIRST_LOOK = 5
@@ -32,6 +33,8 @@ FIRST_LOOK = 5
 RETRIES = 2
 #: of the reference's diversity: below it the student has collapsed
 COLLAPSED = 0.1
+#: a float16 run whose gradients still overflow when they are scaled by so little is as one whose loss is not finite
+LEAST_SCALE = 2.0**-10
 
 
 class Reporter(Protocol):
@@ -131,11 +134,23 @@ class Trainer:
         self.d_opt: torch.optim.Optimizer | None = None
         if critics:
             self.d_opt, self.d_lr = _adam(critics, optim.d_lr, optim.d_betas, optim.eps, loss.d_every)
+        # float16 alone needs them; switched off they pass everything through
+        self.g_scaler, self.d_scaler = (torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16") for _ in range(2))
         self.step = 0
         self.attempt = 0
         self.sums: dict[str, Tensor] = {}  # of each term since the last log line, and the weights that its values had
         self.counts: dict[str, float] = {}
-        self.first_bad = torch.tensor(-1, device=next(self.student.parameters()).device)
+        self.first_bad = torch.tensor(-1, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.student.parameters()).device
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """The networks that are trained, one by one."""
+        students = [self.student.there, self.student.back] if isinstance(self.student, BothWays) else [self.student]
+        return students + [net for net in self.loss.critics.values() if not isinstance(net, nn.ModuleDict)]
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs; random numbers and the place in the data are functions of seed, attempt and step."""
@@ -150,6 +165,7 @@ class Trainer:
             "d_opt": self.d_opt.state_dict() if self.d_opt else None,
             "sums": self.sums,
             "counts": self.counts,
+            "scales": [self.g_scaler.state_dict(), self.d_scaler.state_dict()],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -160,7 +176,9 @@ class Trainer:
         self.g_opt.load_state_dict(state["g_opt"])
         if self.d_opt:
             self.d_opt.load_state_dict(state["d_opt"])
-        self.sums = {k: v.to(self.first_bad.device) for k, v in state["sums"].items()}
+        for scaler, scale in zip((self.g_scaler, self.d_scaler), state["scales"], strict=True):
+            scaler.load_state_dict(scale)
+        self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self.counts = dict(state["counts"])
         self.first_bad.fill_(-1)
 
@@ -178,6 +196,9 @@ class Trainer:
         if (bad := int(self.first_bad)) >= 0:
             terms = [name for name, value in self.sums.items() if not bool(torch.isfinite(value).all())]
             return bad, f"loss term {', '.join(terms) or '(of a regulariser)'}"
+        for owner, scaler in (("student", self.g_scaler), ("critics", self.d_scaler)):
+            if scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE:
+                return self.step - 1, f"gradient of the {owner} in float16, scaled by {scaler.get_scale():.1g},"
         saved = {"student": self.student, "average": self.ema.net, "loss": self.loss} if check_weights else {}
         for owner, net in saved.items():
             for name, tensor in net.state_dict().items():
@@ -214,22 +235,28 @@ class Trainer:
         if self.d_opt:
             loss.critics.requires_grad_(True)
             for substep in range(schedule.d_steps):
-                self._update(self.d_opt, partial(critic_terms, substep), self.d_lr * share, record=substep == last)
+                self._update(self.d_opt, partial(critic_terms, substep), self.d_lr * share, self.d_scaler, record=substep == last)
                 loss.after_discriminator_step()
             if loss.d_every and self.step % loss.d_every == 0:
-                self._update(self.d_opt, lambda part: loss.discriminator_regulariser(batches(self.step, last, part)), self.d_lr * share, loss.d_every)
+                self._update(self.d_opt, lambda part: loss.discriminator_regulariser(batches(self.step, last, part)), self.d_lr * share, weight=loss.d_every)
                 loss.after_discriminator_step()
             loss.critics.requires_grad_(False)
-        self._update(self.g_opt, student_terms, self.g_lr * share)
+        self._update(self.g_opt, student_terms, self.g_lr * share, self.g_scaler)
         if loss.g_every and self.step % loss.g_every == 0:
-            self._update(self.g_opt, lambda part: loss.generator_regulariser(batches(self.step, last, part), self.student), self.g_lr * share, loss.g_every)
+            terms_of = partial(loss.generator_regulariser, generator=self.student)
+            self._update(self.g_opt, lambda part: terms_of(batches(self.step, last, part)), self.g_lr * share, weight=loss.g_every)
         self.step += 1
         self.ema.update(self.step * schedule.batch_size, schedule.batch_size)
 
     def _update(
-        self, optimizer: torch.optim.Optimizer, terms_of: Callable[[int], dict[str, Tensor]], rate: float, weight: float = 1.0, record: bool = True
-    ) -> None:
-        """One optimiser step on the mean over the batch's parts; none where a loss has no terms."""
+        self, optimizer: torch.optim.Optimizer, terms_of: Callable[[int], dict[str, Tensor]], rate: float,
+        scaler: torch.amp.GradScaler | None = None, weight: float = 1.0, record: bool = True,
+    ) -> None:  # fmt: skip
+        """One optimiser step on the mean over the batch's parts; none where a loss has no terms.
+
+        ``scaler``: of the networks' gradients in float16, a step of which is left out where they overflow; a lazy regulariser has none, for its
+        own are float32.
+        """
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
@@ -239,14 +266,18 @@ class Trainer:
             if not terms:
                 return
             total = torch.stack(list(terms.values())).sum() * (weight / parts)
-            total.backward()
+            (scaler.scale(total) if scaler else total).backward()
             # noted on the device without waiting for it: the host looks only when it writes
             bad = ~torch.isfinite(total.detach()) & (self.first_bad < 0)
             self.first_bad = torch.where(bad, self.step, self.first_bad)
             if record:
                 self._record(terms, weight / parts)
-        ranks.average_gradients(optimizer)
-        optimizer.step()
+        ranks.average_gradients(optimizer)  # before the scaler looks: what overflows in one process does so in the mean of all
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
 
     def _record(self, terms: dict[str, Tensor], weight: float) -> None:
         for name, value in terms.items():
@@ -335,11 +366,14 @@ def _every(kimg: float, batch_size: int) -> int:
     return max(1, round(kimg * 1000 / batch_size))
 
 
-def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches, run_dir: Path, reporter: Reporter, device: torch.device) -> GAN:
+def train(
+    student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches, run_dir: Path, reporter: Reporter, device: torch.device,
+    frozen: Iterable[nn.Module] = (), compiler: str | None = None,
+) -> GAN:  # fmt: skip
     """Train ``student`` to the end of the schedule and return it with its averaged weights.
 
     ``run_dir`` gets log.jsonl, samples/*.png and state.pt. A state already there is gone on from; on a CPU the result is then
-    bitwise that of an unbroken run.
+    bitwise that of an unbroken run. ``frozen``: the teacher's networks; ``compiler``: a backend of torch.compile, None: nothing is compiled.
 
     Raises:
         StoppedError: SIGINT or SIGTERM; the state is saved. DivergedError: a third non-finite loss; state.pt is the last good one.
@@ -366,7 +400,7 @@ def train(student: GAN, loss: DistillationLoss, recipe: Recipe, batches: Batches
         collapse = Collapse(averaged, batches(0, 0).real[:16] if paired is None else paired, run_dir, reporter)
     clock, clock_step, first_step, told_memory = time.monotonic(), trainer.step, trainer.step, False
 
-    with StopRequest().installed() as stop:
+    with StopRequest().installed() as stop, applied([*trainer.trained, *frozen], recipe.precision, compiler):
         while trainer.step < steps:
             batches.attempt = trainer.attempt
             trainer.train_step(batches)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gancompress import distributed as ranks
+from gancompress import speed
 from gancompress.building import Built, build, build_back, check_critic, give_embedding
 from gancompress.checkpoint import has_state
 from gancompress.config import Recipe, recipe_path
@@ -52,6 +53,8 @@ class Plan:
     start: GAN | None = None
     #: the other direction of a CycleGAN
     back: WayBack | None = None
+    #: a backend of torch.compile; None: nothing is compiled
+    compiler: str | None = None
     notes: list[str] = field(default_factory=list)
     student_cost: Cost = dataclasses.field(init=False)
     teacher_cost: Cost | None = dataclasses.field(init=False)
@@ -85,6 +88,7 @@ def make_plan(request: Request) -> Plan:
     settings = Settings(request)
     notes, loss_type = settings.notes, settings.loss
     ranks.check_batch(settings.numbers.schedule.batch_size, settings.numbers.schedule.accumulate)
+    speed.check(settings.numbers.precision, request.compiled, device)
     check_without_teacher(request, loss_type)
 
     opened = open_teachers(request, settings)
@@ -118,7 +122,8 @@ def make_plan(request: Request) -> Plan:
     refuse_foreign(run_dir, identity)
     way_back = WayBack(opened.back, back.student) if opened.back and back else None
     sources = _sources(request, opened)
-    return Plan(name, numbers, teacher, there.student, loss, images, run_dir, device, identity, sources, fit_kimg, there.start, way_back, notes)
+    compiler = "inductor" if request.compiled else None
+    return Plan(name, numbers, teacher, there.student, loss, images, run_dir, device, identity, sources, fit_kimg, there.start, way_back, compiler, notes)
 
 
 def _student_shape(request: Request, settings: Settings, teacher: GAN | None, with_pairs: bool) -> tuple[Family, Any]:

@@ -39,6 +39,7 @@ class Request:
     direction: str | None = None
     recorded: str | Path | None = None
     back: str | None = None
+    compiled: bool = False
 
     @property
     def targets(self) -> tuple[str | None, str | None, str | None]:

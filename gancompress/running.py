@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -9,12 +10,15 @@ from typing import Any, cast
 from torch import nn
 
 from gancompress import distributed as ranks
+from gancompress import speed
 from gancompress.building import make_loss
 from gancompress.checkpoint import newest_state, save_networks
+from gancompress.config import Schedule
 from gancompress.cost import device_name
 from gancompress.data import FALLBACK, LATENTS, Batches
 from gancompress.errors import DivergedError, GanCompressError, ToldElsewhereError, is_out_of_memory
 from gancompress.families import family_of
+from gancompress.fitting import largest_part
 from gancompress.gan import GAN, BothWays
 from gancompress.loading import build, find, load_gan
 from gancompress.loop import Reporter, Trainer, train
@@ -67,12 +71,7 @@ def _train(plan: Plan, reporter: Reporter) -> None:
     recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
     if plan.teacher and (known := recorded.teacher_sha256 if recorded else plan.identity["teacher"]["sha256"]):
         facts["teacher_sha256"] = known
-    draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
-
-    def feed(stream: int) -> Feed:
-        assert recorded is not None
-        return Feed(recorded, plan.recipe.seed, stream, device, schedule.accumulate)
-
+    done: GAN | None = None
     try:
         for part in (plan.teacher, plan.student, plan.loss, *((plan.back.teacher, plan.back.student) if plan.back else ())):
             if part is not None:
@@ -82,12 +81,7 @@ def _train(plan: Plan, reporter: Reporter) -> None:
             save_rows(picture, plan.images.doubt, gaps_after=(2,))
             reporter.note(f"what the teacher makes of inputs, and of targets: {picture}")
         _fit_discriminator(plan, reporter)
-        batches = Batches(
-            draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
-            pool=schedule.teacher_pool if draws_from_teacher else 0, device=device,
-            pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
-        )  # fmt: skip
-        done = train(plan.trained, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device)
+        done = train(plan.trained, plan.loss, plan.recipe, _batches(plan, schedule), plan.run_dir, reporter, device, _frozen(plan), plan.compiler)
     except DivergedError as error:
         if ranks.rank():
             raise ToldElsewhereError(str(error), exit_code=error.exit_code) from None
@@ -100,12 +94,61 @@ def _train(plan: Plan, reporter: Reporter) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        size = schedule.batch_size
-        raise GanCompressError(f"out of memory with --batch-size {size} on {device}", f"try --batch-size {max(1, size // 2)} in a new --out") from None
-    ranks.on_first(lambda: _finish(plan, done, facts))
+        traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
+    if done is None:  # no longer within the handler, whose error would hold it too
+        raise _out_of_memory(plan, reporter)
+    finished = done
+    ranks.on_first(lambda: _finish(plan, finished, facts))
     if plan.images and plan.images.unreadable:
         first = ", ".join(plan.images.unreadable[:5])
         reporter.note(f"{len(plan.images.unreadable)} unreadable images were passed over: {first}")
+
+
+def _batches(plan: Plan, schedule: Schedule) -> Batches:
+    """The plan's data in batches of ``schedule``."""
+    recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
+    draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
+
+    def feed(stream: int) -> Feed:
+        assert recorded is not None
+        return Feed(recorded, plan.recipe.seed, stream, plan.device, schedule.accumulate)
+
+    return Batches(
+        draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
+        pool=schedule.teacher_pool if draws_from_teacher else 0, device=plan.device,
+        pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
+    )  # fmt: skip
+
+
+def _frozen(plan: Plan) -> list[nn.Module]:
+    """The networks of the teachers."""
+    return [net for gan in (plan.teacher, plan.back and plan.back.teacher) if gan for net in gan.networks.values()]
+
+
+def _out_of_memory(plan: Plan, reporter: Reporter) -> GanCompressError:
+    """What to tell: the batch that fits, which is tried out. The plan's networks are of no use afterwards; the run folder is not touched."""
+    schedule = plan.recipe.schedule
+    size, parts = schedule.batch_size, schedule.accumulate
+    said = f"out of memory with --batch-size {size} on {plan.device}"
+    if ranks.world() > 1:  # the others are not there to try with
+        return GanCompressError(said, f"try --batch-size {max(1, size // 2)} in a new --out")
+
+    def attempt(part: int) -> None:
+        numbers = schedule.model_copy(update={"batch_size": part * parts, "teacher_pool": schedule.teacher_pool // part * part})
+        trainer = Trainer(plan.trained, plan.loss, plan.recipe.model_copy(update={"schedule": numbers}))
+        batches = _batches(plan, numbers)
+        with speed.applied([*trainer.trained, *_frozen(plan)], plan.recipe.precision, plan.compiler):
+            for step in (0, numbers.steps - 1):  # with every regulariser, and with what begins late
+                trainer.step = step
+                trainer.train_step(batches)
+
+    reporter.note(f"{said}: trying smaller ones")
+    if part := largest_part(attempt, size // parts, [plan.trained.generator, plan.loss]):
+        whole = "" if size % part else f"; schedule.accumulate={size // part} keeps a batch of {size}"
+        return GanCompressError(said, f"the largest that fits is --batch-size {part * parts}, in a new --out{whole}")
+    remedies = ["--precision bf16"] if plan.recipe.precision in ("fp32", "tf32") else []
+    remedies += [f"schedule.accumulate={size}"] if parts < size else []
+    return GanCompressError(f"{said}, and no smaller one fits", f"{', '.join([*remedies, 'a smaller --ch-mul'])}, in a new --out")
 
 
 def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
@@ -124,7 +167,7 @@ def _fit_discriminator(plan: Plan, reporter: Reporter) -> None:
         )  # fmt: skip
         ranks.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
         reporter.note(f"training a discriminator for the teacher: {plan.fit_kimg:g} kimg")
-        train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device)
+        train(GAN(teacher.family, teacher.arch, teacher.generator), loss, recipe, batches, folder, reporter, plan.device, compiler=plan.compiler)
         critic: Any = loss.critics["student"]
         facts = {"kimg": plan.fit_kimg, "trained": "afterwards, for a finished teacher"}
         ranks.on_first(lambda: save_networks(path, teacher.family, critic.arch, {"discriminator": critic}, facts))

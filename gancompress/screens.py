@@ -81,7 +81,7 @@ def show_plan(plan: Plan) -> None:
          if plan.loss.critics else f"{schedule.kimg:g} kimg = {schedule.steps:,} steps of {schedule.batch_size}"),
         ("optimiser", f"Adam {optim.g_lr:g}, betas {list(optim.g_betas)}, {optim.decay}"),
         ("data", _data_of(plan)),
-        ("device", device_name(plan.device)),
+        ("device", f"{device_name(plan.device)}, {recipe.precision}{', compiled' if plan.compiler else ''}"),
         ("run folder", f"{plan.run_dir}{' (goes on)' if plan.resumes and not plan.finished else ''}"),
     ]  # fmt: skip
     for key, value in [*facts, *(("note", note) for note in plan.notes)]:

@@ -153,7 +153,7 @@ def test_steps_are_the_images_in_whole_batches(kimg, batch, steps):
 #: lowest first; a module imports from levels below its own only. Within families and losses, the package gathers its files
 LEVELS = [
     {"errors", "htmlreport"},
-    {"console", "charts", "distributed"},
+    {"console", "charts", "distributed", "speed"},
     {"gan", "opcodes", "inert"},
     {"layers", "augment"},
     {"patchgan", "brock"},
@@ -163,7 +163,7 @@ LEVELS = [
     {"contents", "pairs", "weights"},
     {"loading", "report", "extractors", "distances", "perceptual", "runs", "shards"},
     {"comparison"},
-    {"loop", "fidelity", "folding", "students", "recorded", "segmentation"},
+    {"loop", "fidelity", "folding", "students", "recorded", "segmentation", "fitting"},
     {"runreport", "way_back", "request"},
     {"opening", "building", "classwise", "references", "describing", "onnx_export", "original_keys"},
     {"planning", "collecting", "metrics"},

@@ -465,9 +465,9 @@ def test_a_lazy_regulariser_has_every_kth_step_with_k_times_its_weight(teacher_o
     trainer, batches = trainer_of(plan_of(teacher_of("stylegan2"), tmp_path / "run", *LAZY))
     update, seen = type(trainer)._update, []
 
-    def noted(self, optimizer, terms, rate, weight=1.0, record=True):
+    def noted(self, optimizer, terms, rate, scaler=None, weight=1.0, record=True):
         seen.append((trainer.step, "d" if optimizer is self.d_opt else "g", weight))
-        update(self, optimizer, terms, rate, weight, record)
+        update(self, optimizer, terms, rate, scaler, weight, record)
 
     monkeypatch.setattr(type(trainer), "_update", noted)
     for _ in range(4):

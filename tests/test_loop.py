@@ -642,9 +642,9 @@ def test_the_student_that_is_written_is_the_average(unbroken):
 def test_rates_fall_by_half_a_cosine(tiny_teacher, tiny_data, tmp_path, monkeypatch):
     seen, update = [], Trainer._update
 
-    def noted(self, optimizer, terms, rate):
+    def noted(self, optimizer, terms, rate, *scaler):
         seen.append(rate)
-        update(self, optimizer, terms, rate)
+        update(self, optimizer, terms, rate, *scaler)
 
     monkeypatch.setattr(Trainer, "_update", noted)
     run("mse", tiny_teacher, tiny_data, tmp_path / "run", steps=4)
@@ -739,16 +739,70 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         log.write(step=1, kimg=0)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("not enough memory: you tried to allocate 9 GB")])
-def test_out_of_memory_names_a_batch_size_to_try(error, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("not enough memory: you tried to allocate 9 GB")]
+
+
+def room_for(monkeypatch, images, error=OUT_OF_MEMORY[0]):
+    """A memory that so many images at a time fit into; what was tried."""
+    tried, train_step = [], Trainer.train_step
+
     def step(self, batches):
-        raise error
+        tried.append((len(batches(self.step, 0).inputs), self.step))
+        if tried[-1][0] > images:
+            raise error
+        train_step(self, batches)
 
     monkeypatch.setattr(Trainer, "train_step", step)
-    with pytest.raises(GanCompressError, match="out of memory with --batch-size 4 on cpu") as caught:
-        run("mse", tiny_teacher, tiny_data, tmp_path / "run")
-    assert "--batch-size 2" in caught.value.hint
+    return tried
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_names_the_largest_batch_size_that_fits(error, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    tried, folder = room_for(monkeypatch, 3, error), tmp_path / "run"
+    with pytest.raises(GanCompressError, match="out of memory with --batch-size 16 on cpu") as caught:
+        run("joint", tiny_teacher, tiny_data, folder, more=[("schedule.batch_size", 16)])
+    assert tried == [(16, 0), (8, 0), (4, 0), (2, 0), (2, 8 * STEPS - 1)]  # at the last step too: what begins late is to fit
+    assert "--batch-size 2," in caught.value.hint
+    assert "schedule.accumulate=8 keeps a batch of 16" in caught.value.hint
     assert caught.value.exit_code == 1
+    assert caught.value.__context__ is None  # it would hold the memory
+
+
+def test_what_is_tried_after_out_of_memory_leaves_the_run_as_it_was(tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    def files():
+        return {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()}
+
+    before, train_step = {}, Trainer.train_step
+
+    def step(self, batches):
+        if len(batches(0, 0).inputs) == 4 and self.step == 5:
+            before.update(files())
+            raise MemoryError
+        train_step(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", step)
+        with pytest.raises(GanCompressError, match="out of memory"):
+            run("mse-pool", tiny_teacher, tiny_data, tmp_path / "run")
+    assert len(before) > 3
+    assert files() == before
+
+
+@pytest.mark.parametrize(("more", "remedies"), [([], ["--precision bf16", "schedule.accumulate=4"]), ([("precision", "bf16"), ("schedule.accumulate", 4)], [])])
+def test_where_not_even_one_image_fits_other_remedies_are_named(more, remedies, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    room_for(monkeypatch, 0)
+    with pytest.raises(GanCompressError, match="and no smaller one fits") as caught:
+        run("mse", tiny_teacher, tiny_data, tmp_path / "run", more=more)
+    assert caught.value.hint == ", ".join([*remedies, "a smaller --ch-mul"]) + ", in a new --out"
+
+
+def test_an_error_in_a_trial_that_is_not_of_memory_is_not_hidden(tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    def step(self, batches):
+        raise MemoryError if len(batches(0, 0).inputs) == 4 else RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run("mse", tiny_teacher, tiny_data, tmp_path / "run")
 
 
 def test_another_runtime_error_is_not_called_out_of_memory(tiny_teacher, tiny_data, tmp_path, monkeypatch):

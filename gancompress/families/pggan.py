@@ -110,10 +110,11 @@ def minibatch_stddev(x: Tensor, group: int, kind: Literal["paper", "zoo"]) -> Te
     size = size if n % size == 0 else n
     if size == 1 and kind == "zoo":
         return torch.cat([x, torch.zeros_like(x[:, :1])], 1)
-    grouped = x.unflatten(0, (size, -1)) if kind == "paper" else x.unflatten(0, (-1, size)).transpose(0, 1)  # (size, groups, C, H, W)
+    full = x.float()  # a statistic, whatever the precision of what it is taken of
+    grouped = full.unflatten(0, (size, -1)) if kind == "paper" else full.unflatten(0, (-1, size)).transpose(0, 1)  # (size, groups, C, H, W)
     deviation = (grouped.var(0, correction=int(kind == "zoo")) + EPSILON).sqrt().mean((1, 2, 3))  # (groups,)
     each = deviation.repeat(size) if kind == "paper" else deviation.repeat_interleave(size)
-    return torch.cat([x, each[:, None, None, None].expand(-1, 1, *x.shape[2:])], 1)
+    return torch.cat([x, each.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])], 1)
 
 
 class Generator(nn.Module):

@@ -28,6 +28,7 @@ from gancompress import distributed as ranks
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Axis, Family, Mismatch, Part, Reading, StateDict, parse_arch
 from gancompress.layers import sample_normal, scale_width, upfirdn, with_labels
+from gancompress.speed import unreduced
 
 Kind = Literal["skip", "resnet", "orig"]
 #: the largest resolution, so that no file makes us build endless networks
@@ -105,7 +106,7 @@ def _empty(*shape: int) -> nn.Parameter:
 
 def _activate(x: Tensor, bias: Tensor, gain: float = 1.0, clamp: float = 0.0) -> Tensor:
     """LeakyReLU(0.2) of x + bias over its channels, times sqrt(2) * gain, within clamp * gain where there is a clamp."""
-    x = F.leaky_relu(x + bias.view(-1, *[1] * (x.ndim - 2)), 0.2) * (math.sqrt(2) * gain)
+    x = F.leaky_relu(x + bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2)), 0.2) * (math.sqrt(2) * gain)
     return x.clamp(-clamp * gain, clamp * gain) if clamp else x
 
 
@@ -171,7 +172,8 @@ class Styled(nn.Module):
     def forward(self, x: Tensor, w: Tensor, gain: float = 1.0) -> Tensor:
         style, weight = self.affine(w), self.weight / math.sqrt(self.weight[0].numel())
         # scaling the channels before and after is the same product as scaling the weights, without a set of weights for each image
-        demodulate = (style.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
+        with unreduced(x):
+            demodulate = (style.to(weight.dtype).square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt().to(style.dtype)
         x = x * style[:, :, None, None]
         x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if self.up else F.conv2d(x, weight, padding=1)
         if self.up:
@@ -179,7 +181,7 @@ class Styled(nn.Module):
         x = x * demodulate[:, :, None, None]
         if self.noise != "none":
             noise = self.noise_const if self.noise == "const" else ranks.normal(x[:, :1])
-            x = x + noise * self.noise_strength
+            x = x + (noise * self.noise_strength).to(x.dtype)
         return _activate(x, self.bias, gain, self.clamp)
 
 
@@ -298,7 +300,7 @@ class Generator(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.mapping.w_avg.lerp_(w.mean(0).to(self.mapping.w_avg.dtype), 0.005)  # the reference's beta of 0.995
-        return w if self.arch.truncation == 1 else self.mapping.w_avg.lerp(w, self.arch.truncation)
+        return w if self.arch.truncation == 1 else self.mapping.w_avg.lerp(w.to(self.mapping.w_avg.dtype), self.arch.truncation)
 
 
 class CriticBlock(nn.Module):
@@ -351,7 +353,7 @@ class Epilogue(nn.Module):
         """
         n = len(x)
         size = next(s for s in range(min(self.group or n, n), 0, -1) if n % s == 0)
-        spread = (x.unflatten(0, (size, -1)).var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
+        spread = (x.float().unflatten(0, (size, -1)).var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3)).to(x.dtype)
         return spread.repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])
 
 

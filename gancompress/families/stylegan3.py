@@ -29,6 +29,7 @@ from gancompress import distributed as ranks
 from gancompress.errors import UsageError
 from gancompress.gan import Axes, Family, Mismatch, Part, Reading, StateDict, parse_arch
 from gancompress.layers import sample_normal, scale_width, upfirdn, with_labels
+from gancompress.speed import unreduced
 
 #: what a step of training leaves of the old running means: of w (for truncation), and of each layer's input power
 W_AVG_BETA, MAGNITUDE_BETA = 0.998, 0.999
@@ -164,8 +165,8 @@ class MappingNetwork(nn.Module):
         for layer in self.fc:
             x = F.leaky_relu(layer(x), 0.2) * math.sqrt(2)
         if self.training:
-            self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, W_AVG_BETA))
-        return x if psi == 1 else self.w_avg.lerp(x, psi)
+            self.w_avg.copy_(x.detach().float().mean(0).lerp(self.w_avg, W_AVG_BETA))
+        return x if psi == 1 else self.w_avg.lerp(x.to(self.w_avg.dtype), psi)
 
 
 class SynthesisInput(nn.Module):
@@ -189,17 +190,20 @@ class SynthesisInput(nn.Module):
 
     def forward(self, w: Tensor) -> Tensor:
         size, rate, cutoff = self.band.size, self.band.rate, self.band.cutoff
-        t = self.affine(w)
+        with unreduced(w):  # a rounded phase is another place
+            waves = self._waves(self.affine(w.to(self.affine.weight.dtype)), size, rate, cutoff)
+        return F.conv2d(waves, (self.weight / math.sqrt(len(self.weight)))[:, :, None, None])
+
+    def _waves(self, t: Tensor, size: int, rate: float, cutoff: float) -> Tensor:
         cos, sin, x, y = (t / t[:, :2].norm(dim=1, keepdim=True)).unbind(1)
         turned = torch.stack([cos, -sin, sin * y - cos * x, sin, cos, -sin * x - cos * y], 1).unflatten(1, (2, 3)) @ self.transform
         phases = self.phases + turned[:, :, 2] @ self.freqs.T  # (N, C)
         freqs = self.freqs @ turned[:, :, :2]  # (N, C, 2)
         # a transform that shrinks the image brings frequencies past the band: they fade out up to half the sampling rate
         amplitudes = (1 - (freqs.norm(dim=2) - cutoff) / (rate / 2 - cutoff)).clamp(0, 1)
-        grid = (torch.arange(size, device=w.device, dtype=w.dtype) + (0.5 - size / 2)) / rate
+        grid = (torch.arange(size, device=t.device, dtype=t.dtype) + (0.5 - size / 2)) / rate
         angle = freqs[:, :, :1, None] * grid + freqs[:, :, 1:, None] * grid[:, None] + phases[:, :, None, None]
-        waves = torch.sin(angle * (2 * math.pi)) * amplitudes[:, :, None, None]
-        return F.conv2d(waves, (self.weight / math.sqrt(len(self.weight)))[:, :, None, None])
+        return torch.sin(angle * (2 * math.pi)) * amplitudes[:, :, None, None]
 
 
 class SynthesisLayer(nn.Module):
@@ -235,7 +239,7 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         if self.training:
-            self.magnitude_ema.copy_(ranks.mean(x.detach().square().mean()).lerp(self.magnitude_ema, MAGNITUDE_BETA))
+            self.magnitude_ema.copy_(ranks.mean(x.detach().float().square().mean()).lerp(self.magnitude_ema, MAGNITUDE_BETA))
         gain = self.magnitude_ema.rsqrt()
         styles = self.affine(w)
         if self.rgb:
@@ -244,7 +248,8 @@ class SynthesisLayer(nn.Module):
         # NVlabs normalises styles over the whole batch; demodulation takes every factor of them back, so over each image is the same
         styles = styles * styles.square().mean(1, keepdim=True).rsqrt()
         weight = self.weight * self.weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
-        demodulation = (styles.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
+        with unreduced(x):
+            demodulation = (styles.to(weight.dtype).square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt().to(styles.dtype)
         x = F.conv2d(x * (styles * gain)[:, :, None, None], weight, padding=self.kernel - 1)
         x = torch.addcmul(self.bias[:, None, None], x, demodulation[:, :, None, None])
         # the gain sqrt 2 of the nonlinearity is that of the filter before it

@@ -17,6 +17,7 @@ from gancompress import distributed as ranks
 from gancompress.augment import Operation, augment
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss, Weights
+from gancompress.speed import differentiable_twice
 
 GameName = Literal["nonsaturating", "hinge", "lsgan", "wasserstein"]
 
@@ -49,14 +50,16 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, condition: T
     """E (||grad_x D(x)||_2 - 1)^2 at x = e real + (1 - e) fake, e uniform per image (Gulrajani et al. 2017, arXiv:1704.00028, Eq. 3)."""
     e = ranks.rows(len(real), lambda n: torch.rand(n, 1, 1, 1, device=real.device))
     x = (e * real + (1 - e) * fake).detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(critic(x, condition).sum(), x, create_graph=True)
+    with differentiable_twice():
+        (gradient,) = torch.autograd.grad(critic(x, condition).sum(), x, create_graph=True)
     return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
 
 def r1_penalty(critic: nn.Module, real: Tensor, condition: Tensor | None) -> Tensor:
     """1/2 E ||grad_x D(x)||^2 at real x (Mescheder et al. 2018, arXiv:1801.04406, Eq. 9, without its gamma)."""
     x = real.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(critic(x, condition).sum(), x, create_graph=True)
+    with differentiable_twice():
+        (gradient,) = torch.autograd.grad(critic(x, condition).sum(), x, create_graph=True)
     return 0.5 * gradient.square().flatten(1).sum(1).mean()
 
 
@@ -73,8 +76,9 @@ class PathLength(nn.Module):
         self.mean: Tensor
 
     def forward(self, generator: nn.Module, inputs: Tensor, condition: Tensor | None) -> Tensor:
-        styles = generator.styles(inputs, condition)  # type: ignore[operator]
-        images = generator(styles)
+        with differentiable_twice():
+            styles = generator.styles(inputs, condition)  # type: ignore[operator]
+            images = generator(styles)
         y = ranks.normal(images) / math.sqrt(images.shape[2] * images.shape[3])
         (gradient,) = torch.autograd.grad((images * y).sum(), styles, create_graph=True)
         lengths = gradient.square().sum(2).mean(1).sqrt()
