@@ -16,6 +16,7 @@ from gancompress.config import load_recipe, recipe_names
 from gancompress.console import Silent
 from gancompress.cost import device_name, generator_cost
 from gancompress.data import EVALUATION, Images, draw, rng
+from gancompress.describing import latent_words
 from gancompress.devices import choose_device
 from gancompress.distances import Statistics, read_statistics
 from gancompress.errors import GanCompressError, MissingError, ParityError, UsageError
@@ -64,7 +65,7 @@ def inspect(source: str, *, discriminator: str | None = None, **reader_options: 
         "family": found.family.name,
         "resolution": found.arch.resolution,
         "channels": found.arch.nc,
-        "latents": f"{found.arch.nz} numbers, standard normal" if found.arch.nz else "an image",
+        "latents": f"{found.arch.nz} numbers, {latent_words(found.arch)}" if found.arch.nz else "an image",
         "classes": found.arch.classes,
         "arch": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(found.arch).items()},
         "contents": [

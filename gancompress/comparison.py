@@ -17,6 +17,7 @@ from gancompress.report import save_rows, strip_png
 
 #: what a generator costs, as ``metrics.evaluate`` calls it; all else it says in numbers is quality
 RATIOS = ("parameters", "macs_input_convention", "macs_output_convention", "bytes")
+MEMORY = ("peak_memory_bytes_batch_1", "peak_memory_bytes_batch_32")
 COSTS = ("latency_ms_batch_1", "latency_iqr_ms_batch_1", "latency_ms_batch_32", "latency_iqr_ms_batch_32")
 #: distances among the qualities, the first there is drawn against cost
 DISTANCES = ("fid", "frechet_distance")
@@ -45,7 +46,7 @@ def write(path: Path, result: Mapping[str, Any], pictures: Sequence[tuple[str, T
 
 def quality_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every quality that some row has, in the order met."""
-    known = {*RATIOS, *COSTS, "number"}
+    known = {*RATIOS, *MEMORY, *COSTS, "number"}
     return list(dict.fromkeys(key for row in rows for key, value in row.items() if key not in known and isinstance(value, int | float)))
 
 
@@ -71,7 +72,8 @@ def tables(result: Mapping[str, Any], named: bool = True) -> list[Table]:
     keys = sorted(quality_keys(rows), key=lambda key: key not in DISTANCES)
     paired = [key for key in PAIRED if any(row.get("paired") for row in rows)]
     quality = Table("Quality", ["", *(_label(k, protocol) for k in (*keys, *paired))], [])
-    cost = Table("Cost of one image", ["", "parameters", "MACs, input positions", "MACs, output positions", "size in float32"], [])
+    costs = ["parameters", "MACs, input positions", "MACs, output positions", "size in float32", "peak memory, batch 1", "batch 32"]
+    cost = Table("Cost", ["", *costs], [])
     columns = [
         "ms, batch 1 (IQR)",
         "ms, batch 32 (IQR)",
@@ -85,7 +87,7 @@ def tables(result: Mapping[str, Any], named: bool = True) -> list[Table]:
     for row in rows:
         name, ratio = name_of(row) if named else str(row["number"]), row["against_1"]
         quality.rows.append([name, *(_cell(row.get(k)) for k in keys), *(_cell((row.get("paired") or {}).get(k)) for k in paired)])
-        cost.rows.append([name, *(number(row[k]) for k in RATIOS[:3]), size(row["bytes"])])
+        cost.rows.append([name, *(number(row[k]) for k in RATIOS[:3]), *(size(row[k]) for k in ("bytes", *MEMORY))])
         times = [f"{row[f'latency_ms_batch_{n}']:.3g} ({row[f'latency_iqr_ms_batch_{n}']:.2g})" for n in (1, 32)]
         order = ("latency_ms_batch_1", "latency_ms_batch_32", "macs_input_convention", "macs_output_convention", "parameters")
         speed.rows.append([name, *times, *(f"{ratio[k]:.3g}x" for k in order)])

@@ -1,4 +1,4 @@
-"""Arithmetic on features: Frechet and kernel distances, precision and recall, inception score; moments kept while features stream by."""
+"""Arithmetic on features: Frechet and kernel distances, precision and recall, inception score; moments while features stream by; how far images lie apart."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from gancompress.errors import CheckpointError, UsageError
 from gancompress.weights import file_sha256
 
 KID_SUBSETS, KID_SUBSET_SIZE, NEIGHBOURS, SPLITS = 100, 1000, 3, 10
+#: a student whose images lie less than this share of its teacher's (or of real ones) apart has collapsed
+COLLAPSED = 0.1
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float((a.mean(0) - b.mean(0)).square().sum() + da.square().sum() + db.square().sum() - 2 * common)
 
 
-def kernel_distance(a: Tensor, b: Tensor, seed: int, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE) -> tuple[float, float]:
+def kernel_distance(a: Tensor, b: Tensor, seed: int, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE) -> tuple[float, float | None]:
     """(mean, standard deviation) over subsets of the unbiased squared MMD of features (N, F) under the kernel (x.y / F + 1)^3, KID
     (Binkowski et al. 2018, arXiv:1801.01401, §4; Gretton et al. 2012, Eq. 3). It may be a little below zero.
+    The deviation is None where all subsets are the same: a single one, or one that takes every image of both.
 
     Raises:
         UsageError: fewer images than a subset takes.
@@ -127,7 +130,8 @@ def kernel_distance(a: Tensor, b: Tensor, seed: int, subsets: int = KID_SUBSETS,
         within = sum((k.sum(dtype=torch.float64) - k.diagonal().sum(dtype=torch.float64)) / (size * (size - 1)) for k in (xx, yy))
         found.append(within - 2 * xy.sum(dtype=torch.float64) / size**2)
     each = torch.stack([torch.as_tensor(f) for f in found])
-    return float(each.mean()), float(each.std(correction=0))
+    alike = subsets == 1 or size == len(a) == len(b)
+    return float(each.mean()), None if alike else float(each.std(correction=0))
 
 
 def precision_recall(generated: Tensor, real: Tensor, neighbours: int = NEIGHBOURS, chunk: int = 1000) -> tuple[float, float]:
@@ -155,6 +159,12 @@ def inception_score(logits: Tensor) -> float:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     return float(isc_features_to_metric(logits.cpu(), splits=min(SPLITS, len(logits)))["inception_score_mean"])
+
+
+def spread(images: Tensor) -> float:
+    """Mean over pairs of the root mean square difference of images (N, C, H, W), their diversity; 0 of a single one."""
+    flat = images.flatten(1).float()
+    return float(torch.pdist(flat).mean()) / flat.shape[1] ** 0.5 if len(flat) > 1 else 0.0
 
 
 # -------------------------------------------------------------------------------------------------------------- statistics files

@@ -22,6 +22,7 @@ from gancompress import distributed as ranks
 from gancompress.checkpoint import atomic_write, has_state, newest_state, save_networks, save_state, write_failure
 from gancompress.config import Recipe, Schedule
 from gancompress.data import STANDING, STEP, Batches, draw, rng, seed_for
+from gancompress.distances import COLLAPSED, spread
 from gancompress.errors import DivergedError, StoppedError, ToldElsewhereError
 from gancompress.gan import GAN, Batch, BothWays, one_way
 from gancompress.losses.base import DistillationLoss
@@ -31,8 +32,6 @@ from gancompress.speed import applied
 FIRST_LOOK = 5
 #: how often a run goes back before it ends as diverged
 RETRIES = 2
-#: of the reference's diversity: below it the student has collapsed
-COLLAPSED = 0.1
 #: a float16 run whose gradients still overflow when they are scaled by so little is as one whose loss is not finite
 LEAST_SCALE = 2.0**-10
 
@@ -330,25 +329,18 @@ class Log:
             raise write_failure(self.path, len(line), error) from None
 
 
-def diversity(images: Tensor) -> float:
-    """Mean absolute difference of two different ones of the images (N, C, H, W)."""
-    flat = images.flatten(1).float()
-    count = len(flat) * (len(flat) - 1)
-    return float(torch.cdist(flat, flat, p=1).sum() / (count * flat.shape[1])) if count else 0.0
-
-
 class Collapse:
     """Watches the images of the fixed latents: a student whose images grow alike is told of, and the last one before is kept."""
 
     def __init__(self, student: GAN, reference: Tensor, run_dir: Path, reporter: Reporter) -> None:
-        self.student, self.reference, self.reporter = student, diversity(reference), reporter
+        self.student, self.reference, self.reporter = student, spread(reference), reporter
         self.path = run_dir / "student-before-collapse.safetensors"
         self.sound: tuple[int, nn.Module] | None = None
         self.told = False
 
     def look(self, step: int, images: Tensor, last: bool) -> float:
-        """The student's diversity as a share of the reference's."""
-        share = diversity(images) / max(self.reference, 1e-12)
+        """The student's diversity as a share of the reference's, which the log has."""
+        share = spread(images) / max(self.reference, 1e-12)
         if share >= 2 * COLLAPSED:  # not at the very edge, where a student that only begins to learn may be
             self.sound, self.told = (step, copy.deepcopy(one_way(self.student.generator)).cpu()), False
         elif share < COLLAPSED and not self.told and (self.sound or last):

@@ -15,13 +15,13 @@ from gancompress import references
 from gancompress.cost import gan_cost, latency, peak_memory, timed
 from gancompress.data import Images
 from gancompress.distances import (
+    COLLAPSED,
     KID_SUBSET_SIZE,
     KID_SUBSETS,
     NEIGHBOURS,
     SPLITS,
     Statistics,
     frechet,
-    frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
@@ -30,28 +30,19 @@ from gancompress.distances import (
 from gancompress.errors import UsageError
 from gancompress.extractors import Extractor
 from gancompress.fidelity import (
-    BATCH,
     Collected,
     collect,
     default_batch_size,
     diversity,
-    features_of,
     generated,
     paired_fidelity,
-    psnr,
     setting,
-    ssim,
     variance_of_laplacian,
 )
 from gancompress.gan import GAN, shares_latents
 from gancompress.onnx_export import in_onnxruntime, need_extras
 from gancompress.perceptual import EPSILON, Lpips, path_length
 from gancompress.protocol import protocol_hash
-
-__all__ = [
-    "BATCH", "DEFAULT", "METRICS", "evaluate", "features_of", "frechet_distance", "generated", "inception_score", "paired_fidelity", "psnr", "ssim",
-    "variance_of_laplacian",
-]  # fmt: skip
 
 #: every metric by the name ``--metrics`` takes
 METRICS = {
@@ -75,8 +66,6 @@ DEFAULT = ("fid", "is", "vol", "paired", "diversity", "latency", "memory")
 BATCHES = (1, 32)
 #: below so many images a Frechet distance is visibly biased
 BIASED = 10_000
-#: a student whose images lie less than this share of the teacher's apart has collapsed
-COLLAPSED = 0.1
 
 
 def parse_metrics(text: str) -> list[str]:
@@ -279,7 +268,8 @@ def _distances(found: Collected, reference: references.Reference, task: _Task) -
         return column
     if "kid" in task.wanted:
         name = "kid" if task.inception else "kernel_distance"
-        column[name], column[f"{name}_sd"] = kernel_distance(features, reference.features, task.seed, KID_SUBSETS, KID_SUBSET_SIZE)
+        column[name], sd = kernel_distance(features, reference.features, task.seed, KID_SUBSETS, KID_SUBSET_SIZE)
+        column |= {} if sd is None else {f"{name}_sd": sd}
     if "pr" in task.wanted:
         column["precision"], column["recall"] = precision_recall(features.to(task.device), reference.features.to(task.device))
     return column

@@ -146,7 +146,8 @@ def show_evaluation(result: dict[str, Any]) -> None:
     if protocol.get("extractor") != "inception-v3":
         kernel = distance.replace("Frechet", "kernel")
     named = {"fid": f"{distance} (lower is better)", "frechet_distance": f"{distance} (lower is better)"}
-    named |= {"kid": f"{kernel} (mean, sd of subsets)", "kernel_distance": f"{kernel} (mean, sd of subsets)", "inception_score": protocol.get("score", "")}
+    kernel += " (mean, sd of subsets)" if any(f"{key}_sd" in result[c] for key in ("kid", "kernel_distance") for c in columns) else " (mean of subsets)"
+    named |= {"kid": kernel, "kernel_distance": kernel, "inception_score": protocol.get("score", "")}
     rows = []
     for key, label in (_RATIOS | named | _QUALITY).items():
         if any(key in result[c] for c in columns):

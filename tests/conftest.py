@@ -145,6 +145,22 @@ def no_cache_at_home(monkeypatch, tmp_path):
     monkeypatch.setattr("gancompress.api.cache_folder", lambda: tmp_path / "reference-cache")
 
 
+@pytest.fixture(scope="module")
+def no_curves():
+    """Curves take longer than the tiny runs; test_cli draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gancompress.report.save_curves", lambda log_path, path: path.write_bytes(b"curves"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_report():
+    """report.html draws images of the teacher, and tests that ask for this count them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gancompress.running._report", lambda plan, reporter: None)
+        yield
+
+
 @pytest.fixture
 def tiny_gan():
     return make_gan()

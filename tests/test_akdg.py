@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import SMALL, small_gan
+from test_loop import Cut, cut_at
 from test_losses import CPU, FAKE, LOGITS, REAL, Scale, batch_of, gan_of, images, softplus, trainer_of
 
-from gancompress import report
 from gancompress.checkpoint import save_networks
 from gancompress.config import load_recipe
 from gancompress.console import Silent
@@ -17,11 +17,12 @@ from gancompress.errors import UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
-from gancompress.loop import Trainer
 from gancompress.losses.akdg import Akdg, AkdgWeights
 from gancompress.planning import make_plan
 from gancompress.request import Request
 from gancompress.running import run_plan
+
+pytestmark = pytest.mark.usefixtures("no_curves", "no_report")
 
 TINY = [
     ("schedule.batch_size", 8),
@@ -51,15 +52,6 @@ class Bowl(torch.nn.Module):
 
     def forward(self, x, condition=None):
         return x.flatten(1).square().sum(1) / 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Curves take longer than the tiny runs; test_cli draws them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        patch.setattr("gancompress.running._report", lambda plan, reporter: None)  # it draws images of the teacher, and tests here count them
-        yield
 
 
 # ------------------------------------------------------------------------------------------------------------------ the terms
@@ -278,21 +270,10 @@ def test_the_gradients_of_a_batch_in_parts_are_those_of_the_whole(parts, teacher
 
 @pytest.mark.parametrize("case", ["sngan-to-mlp", "sngan-to-dcgan"])
 def test_a_stopped_run_in_parts_goes_on_bitwise(case, teachers, tiny_data, tmp_path, monkeypatch):
-    class Cut(Exception):
-        pass
-
     unbroken = run_plan(plan_of(case, teachers, tiny_data, tmp_path / "a", steps=7), Silent())
-    train_step = Trainer.train_step
-
-    def fails_at_six(self, batches):
-        if self.step == 5:
-            raise Cut
-        train_step(self, batches)
-
-    monkeypatch.setattr(Trainer, "train_step", fails_at_six)
+    cut_at(monkeypatch, 5)
     with pytest.raises(Cut):
         run_plan(plan_of(case, teachers, tiny_data, tmp_path / "b", steps=7), Silent())
-    monkeypatch.setattr(Trainer, "train_step", train_step)
     resumed = run_plan(plan_of(case, teachers, tiny_data, tmp_path / "b", steps=7), Silent())  # from the state of step 4
     states = [load_gan(str(path)).generator.state_dict() for path in (unbroken, resumed)]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

@@ -209,7 +209,7 @@ def test_the_command_prints_tables_and_writes_each_format(tiny_teacher, runs, tm
     words = ["compare", str(tiny_teacher), *runs[:2], "--num-images", "8", "--feature-extractor", "digits", "--device", "cpu"]
     done = CliRunner().invoke(app, [*words, "--out", "a.html"])
     assert done.exit_code == 0, done.output
-    for title in ("Quality", "Cost of one image", "Speed-up against reduction", "Over seeds", f"2 {runs[0]} (recipe mse, ch_mul 0.5"):
+    for title in ("Quality", "Cost", "Speed-up against reduction", "Over seeds", f"2 {runs[0]} (recipe mse, ch_mul 0.5"):
         assert title in done.output
     assert CliRunner().invoke(app, [*words, "--out", "a.html"]).output.splitlines()[-1] == "comparison: a-2.html"
     printed = json.loads(CliRunner().invoke(app, [*words, "--out", "a.json", "--json"]).stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from conftest import small_gan
 from safetensors.torch import load_file
+from test_loop import Cut, assert_same_run, cut_at, log_of
 from torch import nn
 from typer.testing import CliRunner
 
@@ -27,6 +27,8 @@ from gancompress.losses.portable_i2i import PortableI2i, PortableWeights
 from gancompress.planning import make_plan
 from gancompress.request import Request
 from gancompress.running import run_plan
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 class Times(nn.Module):
@@ -218,20 +220,10 @@ def place(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """They take most of a short run's time, and are looked at in test_report.py."""
-    monkeypatch.setattr("gancompress.report.save_curves", lambda *_: None)
-
-
 def planned(place, out, *overrides, teacher="ab", back="ba", **options):
     options = {"recipe": "portable-i2i", "steps": 5, "data": str(place / "sides.npz")} | options
     back = str(place / f"{back}.safetensors") if back else None
     return make_plan(Request(str(place / f"{teacher}.safetensors"), overrides=[*RUN, *overrides], out=out, device="cpu", back=back, **options))
-
-
-def log_of(folder):
-    return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_the_command_line_leaves_a_student_of_each_direction(place, tmp_path):
@@ -275,26 +267,14 @@ def test_both_students_move_and_both_teachers_stay(place, tmp_path):
 
 def test_an_interrupted_run_repeats_the_unbroken_one_bitwise(place, tmp_path, monkeypatch):
     run_plan(planned(place, tmp_path / "whole", steps=7), Silent())
-    step, count = Trainer.train_step, []
-
-    def dies(self, batches):
-        count.append(1)
-        if len(count) == 5:
-            raise KeyboardInterrupt
-        step(self, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run_plan(planned(place, tmp_path / "cut", steps=7), Silent())
+    cut_at(monkeypatch, 4)
+    with pytest.raises(Cut):
+        run_plan(planned(place, tmp_path / "cut", steps=7), Silent())
     plan = planned(place, tmp_path / "cut", steps=7)
     assert plan.resumes
     run_plan(plan, Silent())
-    for name in ("student", "student_back", "discriminator", "discriminator_back"):
-        whole, cut = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "cut"))
-        assert whole.keys() == cut.keys()
-        assert all(torch.equal(tensor, cut[key]) for key, tensor in whole.items())
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
+    assert {"student_back.safetensors", "discriminator_back.safetensors"} <= {p.name for p in (tmp_path / "cut").iterdir()}
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_another_way_back_in_the_folder_is_refused(place, tmp_path):
@@ -377,7 +357,7 @@ def test_a_run_that_diverges_keeps_both_students(place, tmp_path, monkeypatch):
 
 def test_the_student_before_a_collapse_is_one_that_loads(place, tmp_path, monkeypatch):
     shares = iter([1.0, 1.0, 0.0])  # of the teacher, and of the student's first and second pictures
-    monkeypatch.setattr("gancompress.loop.diversity", lambda images: next(shares))
+    monkeypatch.setattr("gancompress.loop.spread", lambda images: next(shares))
     run_plan(planned(place, tmp_path / "run", ("output.pictures_kimg", 0.001), steps=2), Silent())
     assert gancompress.load(tmp_path / "run" / "student-before-collapse.safetensors")(torch.zeros(1, 3, 16, 16)).shape == (1, 3, 16, 16)
 

@@ -18,7 +18,6 @@ from test_loop import Cut, Notes, assert_same_run, cut_at
 from test_losses import FAKE, REAL, LinearCritic, Scale, batch_of, gan_of, images, softplus, trainer_of
 from torch import nn
 
-from gancompress import report
 from gancompress.augment import augment
 from gancompress.checkpoint import save_networks
 from gancompress.config import load_recipe, parse_override
@@ -34,13 +33,7 @@ from gancompress.planning import make_plan
 from gancompress.request import Request
 from gancompress.running import run_plan
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        patch.setattr("gancompress.running._report", lambda plan, reporter: None)  # it draws images of the teacher, and tests here count them
-        yield
+pytestmark = pytest.mark.usefixtures("no_curves", "no_report")
 
 
 # ------------------------------------------------------------------------------------------------------------- the equation

@@ -22,6 +22,7 @@ from gancompress.distances import (
     kernel_distance,
     precision_recall,
     read_statistics,
+    spread,
     statistics_of,
     write_statistics,
 )
@@ -114,6 +115,13 @@ def test_the_kernel_distance_of_two_samples_of_one_kind_is_about_nothing_however
     assert frechet_distance(a, b) > 0.1
 
 
+def test_a_kernel_distance_of_subsets_that_are_all_the_same_has_no_deviation():
+    a, b = features(60), features(60, seed=1)
+    assert kernel_distance(a, b, 0, subsets=3, size=60)[1] is None
+    assert kernel_distance(a, b, 0, subsets=1, size=50)[1] is None
+    assert kernel_distance(a, features(61, seed=1), 0, subsets=3, size=60)[1] > 0
+
+
 def test_a_kernel_distance_of_fewer_images_than_a_subset_is_refused():
     with pytest.raises(UsageError, match="1,000 images, and there are 1,200 and 999") as caught:
         kernel_distance(torch.zeros(1200, 2), torch.zeros(999, 2), 0)
@@ -184,6 +192,12 @@ def test_diversity_is_the_mean_distance_of_images():
     x = torch.cat(list(generated(gan, 128, 0, CPU))).flatten(1)
     by_hand = sum(float((x[i] - x[j]).square().mean().sqrt()) for i in range(128) for j in range(i)) / (128 * 127 / 2)
     assert diversity(gan, 0, CPU) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_spread_of_images_is_their_mean_distance_and_nothing_of_a_single_one():
+    images = torch.tensor([0.0, 0.0, 0.6])[:, None, None, None].expand(3, 1, 2, 2)
+    assert spread(images) == pytest.approx(0.4)  # of three pairs two differ by 0.6
+    assert spread(images[:1]) == 0
 
 
 # -------------------------------------------------------------------------------------------------------------- statistics files

@@ -20,6 +20,7 @@ from gancompress.errors import UsageError
 from gancompress.extractors import make_extractor
 from gancompress.metrics import evaluate, parse_metrics
 from gancompress.protocol import comparable
+from gancompress.screens import show_evaluation
 
 CPU = torch.device("cpu")
 
@@ -53,12 +54,23 @@ def test_only_what_is_named_is_measured(extractor):
 
 def test_a_kernel_distance_stands_beside_a_distance_of_few_images(extractor, monkeypatch):
     monkeypatch.setattr("gancompress.metrics.KID_SUBSETS", 3)
-    found = evaluate(make_gan(), make_gan(seed=2), num_images=1000, extractor=extractor, metrics=["fid"])
+    found = evaluate(make_gan(), make_gan(seed=2), num_images=1001, extractor=extractor, metrics=["fid"])
     assert found["student"].keys() >= {"frechet_distance", "kernel_distance", "kernel_distance_sd"}
     assert "biased" in found["notes"][0]
     fewer = evaluate(make_gan(), make_gan(seed=2), num_images=50, extractor=extractor, metrics=["fid"])
     assert "kernel_distance" not in fewer["student"]
     assert "needs 1,000 images" in fewer["notes"][0]
+
+
+def test_no_deviation_is_told_of_subsets_that_are_all_the_same(extractor, monkeypatch, capsys):
+    monkeypatch.setattr("gancompress.metrics.KID_SUBSETS", 3)
+    found = evaluate(make_gan(), make_gan(seed=2), num_images=1000, extractor=extractor, metrics=["kid"])
+    assert "kernel_distance" in found["student"]
+    assert "kernel_distance_sd" not in found["student"]
+    show_evaluation(found | {"source": "s"})
+    said = capsys.readouterr().out
+    assert "kernel distance" in said
+    assert ", sd" not in said
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from conftest import SMALL, small_gan
-from test_dgl import BASE, lines, no_curves, teacher_of  # noqa: F401
+from test_dgl import BASE, lines, teacher_of  # noqa: F401
 from test_loop import Cut, assert_same_run, cut_at
 from test_losses import LinearCritic, batch_of, gan_of, softplus, trainer_of
 from torch import nn
@@ -20,6 +20,8 @@ from gancompress.losses.imitate import Imitate, ImitateWeights
 from gancompress.planning import make_plan
 from gancompress.request import Request
 from gancompress.running import run_plan
+
+pytestmark = pytest.mark.usefixtures("no_curves", "no_report")
 
 
 class Pixels(nn.Module):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import named, sequential_discriminator, sequential_generator
+from conftest import SMALL, named, sequential_discriminator, sequential_generator, small_gan
 
 import gancompress
 from gancompress.checkpoint import save_networks
@@ -248,6 +248,12 @@ def test_inspect_tells_raw_and_averaged_discriminator_and_optimizer(save):
     assert (found["latents"], found["classes"], found["resolution"], found["channels"]) == ("6 numbers, standard normal", 0, 16, 1)
     assert found["generator_bytes"] == sum(t.numel() * t.element_size() for t in gancompress.load(path).state_dict().values())
     assert json.loads(json.dumps(found)) == found
+
+
+def test_inspect_tells_the_latents_as_they_are_drawn(tmp_path):
+    gan = small_gan("biggan", SMALL["biggan"][0] | {"truncation": 0.5})
+    save_networks(tmp_path / "g.safetensors", gan.family, gan.arch, {"generator": gan.generator}, {})
+    assert gancompress.inspect(str(tmp_path / "g.safetensors"))["latents"].endswith(" numbers, standard normal whose values beyond [-0.5, 0.5] are drawn again")
 
 
 def test_inspect_names_the_file_of_an_optimizer_in_a_directory(save, tmp_path):

@@ -29,11 +29,13 @@ from gancompress.config import Schedule
 from gancompress.console import Silent
 from gancompress.errors import CheckpointError, DivergedError, GanCompressError, StoppedError, UsageError
 from gancompress.loading import load_gan
-from gancompress.loop import Ema, Log, Trainer, _seed, diversity
+from gancompress.loop import Ema, Log, Trainer, _seed
 from gancompress.losses.mse import Mse
 from gancompress.planning import make_plan
 from gancompress.request import Request
 from gancompress.running import run_plan
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 # batches of 4: a log line every 2 steps, a state every 3, a picture every 5
 TINY = [
@@ -93,14 +95,6 @@ def assert_same_run(a, b):
             assert torch.equal(tensor, other[key]), f"{name}: {key}"
     assert log_of(a) == log_of(b)
     assert [(p.name, p.read_bytes()) for p in sorted((a / "samples").iterdir())] == [(p.name, p.read_bytes()) for p in sorted((b / "samples").iterdir())]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Curves take longer than the tiny runs; test_cli draws them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -572,12 +566,6 @@ def test_a_student_whose_images_grow_alike_is_told_of_and_the_one_before_is_kept
 
 def test_a_sound_student_is_not_called_collapsed(unbroken):
     assert all(e["diversity"] > 0.1 for e in log_of(unbroken("joint")) if "diversity" in e)
-
-
-def test_diversity_is_the_mean_difference_of_two_images():
-    images = torch.tensor([0.0, 0.0, 0.6])[:, None, None, None].expand(3, 1, 2, 2)
-    assert diversity(images) == pytest.approx(0.4)  # of three pairs two differ by 0.6
-    assert diversity(images[:1]) == 0
 
 
 # -------------------------------------------------------------------------------------------------------------------- average

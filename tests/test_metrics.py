@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from gancompress.data import Images
+from gancompress.distances import frechet_distance, inception_score
 from gancompress.errors import CheckpointError, MissingError, UsageError
 from gancompress.extractors import INCEPTION_FILE, INCEPTION_URL, Extractor, Inception, inception_path, make_extractor
 from gancompress.families import FAMILIES
+from gancompress.fidelity import features_of, generated, paired_fidelity, psnr, ssim, variance_of_laplacian
 from gancompress.gan import GAN
 from gancompress.loading import load_gan
-from gancompress.metrics import evaluate, features_of, frechet_distance, generated, inception_score, paired_fidelity, psnr, ssim, variance_of_laplacian
+from gancompress.metrics import evaluate
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_gan
-from safetensors.torch import load_file
+from test_loop import Cut, assert_same_run, cut_at, log_of
 from torch import nn
 
 from gancompress.api import inspect
@@ -213,10 +212,6 @@ def planned(place, teacher, out, recipe="portable-i2i", overrides=(), **options)
     return make_plan(Request(source, recipe, overrides=[*RUN, *overrides], out=out, device="cpu", **options))
 
 
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("teacher", ["unet-6", "unet-g", "resnet-3"])
 def test_a_run_leaves_a_student_and_the_teacher_as_it_was(teacher, place, tmp_path):
     plan = planned(place, teacher, tmp_path / "run")
@@ -234,32 +229,15 @@ def test_a_run_leaves_a_student_and_the_teacher_as_it_was(teacher, place, tmp_pa
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_an_interrupted_run_repeats_the_unbroken_one_bitwise(paired, place, tmp_path, monkeypatch):
-    from gancompress.loop import Trainer
-
     overrides = [("data.paired", paired), ("data.jitter", 1.25)]
     run_plan(planned(place, "unet-g", tmp_path / "whole", overrides=overrides), Silent())
-    step, count = Trainer.train_step, []
-
-    def dies(self, batches):
-        count.append(1)
-        if len(count) == 5:
-            raise KeyboardInterrupt
-        step(self, batches)
-
-    plan = planned(place, "unet-g", tmp_path / "cut", overrides=overrides)
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run_plan(plan, Silent())
+    cut_at(monkeypatch, 4)
+    with pytest.raises(Cut):
+        run_plan(planned(place, "unet-g", tmp_path / "cut", overrides=overrides), Silent())
     plan = planned(place, "unet-g", tmp_path / "cut", overrides=overrides)
     assert plan.resumes
     run_plan(plan, Silent())
-    for name in ("student", "discriminator"):
-        whole, cut = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "cut"))
-        assert whole.keys() == cut.keys()
-        assert all(torch.equal(tensor, cut[key]) for key, tensor in whole.items())
-    logs = [[{k: v for k, v in line.items() if k != "images_per_s"} for line in log_of(tmp_path / run)] for run in ("whole", "cut")]
-    assert logs[0] == logs[1]
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_another_direction_in_the_folder_is_refused(place, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import SMALL, make_gan, small_gan
 
-from gancompress import charts, htmlreport, report, running
+from gancompress import charts, htmlreport, running
 from gancompress.checkpoint import save_networks
 from gancompress.collecting import collect
 from gancompress.console import Silent
@@ -21,6 +21,8 @@ from gancompress.planning import make_plan
 from gancompress.report import strip_png
 from gancompress.request import Request
 from gancompress.running import run_plan
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 BRIEF = [("schedule.batch_size", 4), ("schedule.teacher_pool", 0), ("output.log_kimg", 0.004), ("output.pictures_kimg", 0.008), ("output.save_kimg", 0.008)]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -82,14 +84,6 @@ def look(path, width, folder):
     found = re.search("<pre id=.?answer.?>(.*?)</pre>", done.stdout, re.S)
     assert found, done.stderr[-2000:]
     return json.loads(found.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """curves.png takes longer than the tiny runs; test_cli draws it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        yield
 
 
 def distilled(out, teacher, recipe="mse", steps=4, reporter=None, more=(), **options):
