@@ -11,19 +11,18 @@ results/adversarial_NAME.json; the picture beside the runs shows teacher and stu
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any
 
-from common import Notes, finish
+from common import Notes, arguments, finish, quality, real_features
 
 import gancompress
-from gancompress.data import EVALUATION, PICTURES, Images, draw, positions, rng, to_float
+from gancompress.data import EVALUATION, PICTURES, draw, rng
 from gancompress.devices import choose_device
-from gancompress.distances import frechet_distance, inception_score
+from gancompress.distances import inception_score
 from gancompress.extractors import make_extractor
-from gancompress.fidelity import features_of, generated, paired_fidelity
+from gancompress.fidelity import paired_fidelity
 from gancompress.loading import load_gan
 from gancompress.report import save_rows
 
@@ -51,25 +50,13 @@ def settings(recipe: str, kimg: float, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name")
-    parser.add_argument("data")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--features", default="digits")
-    parser.add_argument("--nc", type=int, default=1)
+    parser = arguments(__doc__, teacher_kimg=300, kimg=100, recipes="scratch,mse,joint,akdg,dgl", num_images=5000)
     parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--teacher-kimg", type=float, default=300)
-    parser.add_argument("--kimg", type=float, default=100)
     parser.add_argument("--ch-mul", default="0.5,0.25")
-    parser.add_argument("--recipes", default="scratch,mse,joint,akdg,dgl")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--num-images", type=int, default=5000)
-    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = choose_device(args.device)
-    images, extractor = Images(args.data, 32, args.nc), make_extractor(args.features, None, device)
-    chosen = positions(0, min(args.num_images, len(images)), len(images), 0, EVALUATION)
-    reference, logits, _ = features_of((to_float(images[part][0].to(device)) for part in chosen.split(64)), extractor)
+    extractor = make_extractor(args.features, None, device)
+    reference, logits = real_features(args, extractor, device)
     rows: list[dict[str, Any]] = []
     digits = args.features == "digits"
     if digits:
@@ -81,10 +68,9 @@ def main() -> None:
 
     def measure(path: Path, **facts: Any) -> None:
         gan = load_gan(str(path)).to(device)
-        features, logits, sharpness = features_of(generated(gan, args.num_images, 0, device), extractor)
-        row = {**facts, "parameters": sum(p.numel() for p in gan.generator.parameters()), "frechet_distance": frechet_distance(features, reference)}
-        row |= {"inception_score": inception_score(logits)} if digits else {}
-        row |= {"variance_of_laplacian": sharpness, "paired_mse": None}
+        row = {**facts, **quality(gan, args.num_images, extractor, reference, device), "paired_mse": None}
+        if not digits:
+            del row["inception_score"]  # of other features' classes it says nothing
         if facts["recipe"] in ("mse", "joint") and (paired := paired_fidelity(gan, teacher, 1000, EVALUATION, device)):
             row["paired_mse"] = paired["mse"]
         rows.append(row)

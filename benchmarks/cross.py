@@ -10,20 +10,17 @@ the first stopped. The last line printed is one JSON object, kept in results/cro
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from adversarial import settings
-from common import Notes, finish
+from common import Notes, arguments, finish, quality, real_features
 
 import gancompress
 from gancompress.collecting import collect
-from gancompress.data import EVALUATION, PICTURES, Images, draw, positions, rng, to_float
+from gancompress.data import PICTURES, draw, rng
 from gancompress.devices import choose_device
-from gancompress.distances import frechet_distance, inception_score
 from gancompress.extractors import make_extractor
-from gancompress.fidelity import features_of, generated
 from gancompress.loading import load_gan
 from gancompress.report import save_rows
 
@@ -35,25 +32,13 @@ TEACHER: dict[str, Any] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name")
-    parser.add_argument("data")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--features", default="digits")
-    parser.add_argument("--nc", type=int, default=1)
-    parser.add_argument("--teacher-kimg", type=float, default=30)
+    parser = arguments(__doc__, teacher_kimg=30, kimg=20, recipes="scratch,mse,akdg", num_images=3000)
     parser.add_argument("--num", type=int, default=20000)
-    parser.add_argument("--kimg", type=float, default=20)
     parser.add_argument("--students", default="dcgan,mlp")
-    parser.add_argument("--recipes", default="scratch,mse,akdg")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--num-images", type=int, default=3000)
-    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = choose_device(args.device)
-    images, extractor = Images(args.data, 32, args.nc), make_extractor(args.features, None, device)
-    chosen = positions(0, min(args.num_images, len(images)), len(images), 0, EVALUATION)
-    reference = features_of((to_float(images[part][0].to(device)) for part in chosen.split(64)), extractor)[0]
+    extractor = make_extractor(args.features, None, device)
+    reference, _ = real_features(args, extractor, device)
     changes = TEACHER | {"student.arch.nc": args.nc, "schedule.kimg": args.teacher_kimg}
     teacher = gancompress.distill(None, "scratch", overrides=changes.items(), data=args.data, out=args.out / "teacher", device=args.device, reporter=Notes())
     rows: list[dict[str, Any]] = []
@@ -61,9 +46,7 @@ def main() -> None:
 
     def measure(path: Path, name: str, seed: int, **facts: Any) -> None:
         gan = load_gan(str(path)).to(device)
-        features, logits, _ = features_of(generated(gan, args.num_images, 0, device), extractor)
-        row = {**facts, "seed": seed, "parameters": sum(p.numel() for p in gan.generator.parameters())}
-        rows.append(row | {"frechet_distance": frechet_distance(features, reference), "inception_score": inception_score(logits)})
+        rows.append({**facts, "seed": seed, **quality(gan, args.num_images, extractor, reference, device)})
         print(rows[-1], flush=True)
         if not seed:
             pictures.append((name, draw(gan, *gan.sample(16, rng(0, PICTURES)), device)))

@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import RESULTS, finish
+from common import RESULTS, finish, take_turns
 
 from gancompress import onnx_export
 from gancompress.checkpoint import save_networks
@@ -65,15 +64,9 @@ def fresh(name: str) -> GAN:
     return GAN(family, arch, net, None, f"{name}.safetensors").freeze()
 
 
-def take_turns(variants: dict[str, Variant], runs: int) -> dict[str, dict[str, float]]:
+def latencies(variants: dict[str, Variant], runs: int) -> dict[str, dict[str, float]]:
     """{variant: median and least milliseconds}, of ``runs`` runs each after five for warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(runs + 5):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if i >= 5:
-                times[name].append((time.perf_counter() - start) * 1e3)
+    times = {name: [1e3 * t for t in each[5:]] for name, each in take_turns(variants, runs + 5, torch.device("cpu")).items()}
     return {name: {"median_ms": round(statistics.median(t), 4), "least_ms": round(min(t), 4)} for name, t in times.items()}
 
 
@@ -127,7 +120,7 @@ def families(names: list[str], runs: int, folder: Path) -> dict[str, Any]:
         figures, files = write_all(gan, folder / name)
         cost = generator_cost(gan.family, gan.arch)
         found[name] = {"fields": SIZES[name], "parameters": cost.parameters, "macs": cost.macs_out, "files": figures}
-        found[name]["latency"] = {str(b): ratios(take_turns(runs_of(gan, files, b), runs)) for b in BATCHES}
+        found[name]["latency"] = {str(b): ratios(latencies(runs_of(gan, files, b), runs)) for b in BATCHES}
     return found
 
 
@@ -144,7 +137,7 @@ def students(teacher: GAN, runs: int, folder: Path) -> dict[str, Any]:
         costs[str(width)] = {"parameters": cost.parameters, "macs_in": cost.macs_in, "macs_out": cost.macs_out}
         for batch in BATCHES:
             variants[batch] |= {f"{width} {name}": run for name, run in runs_of(gan, files, batch).items()}
-    latency = {str(b): ratios(take_turns(variants[b], runs), "1.0 eager") for b in BATCHES}
+    latency = {str(b): ratios(latencies(variants[b], runs), "1.0 eager") for b in BATCHES}
     full = costs["1.0"]
     for cost in costs.values():
         cost |= {f"{k} fewer": round(full[k] / cost[k], 2) for k in ("parameters", "macs_in", "macs_out")}

@@ -17,7 +17,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from common import Notes, finish
+from common import Notes, finish, take_turns
 
 from gancompress.collecting import prepare, record
 from gancompress.data import FALLBACK, LATENTS, Batches
@@ -52,18 +52,6 @@ def variants(source: dict[str, str], folder: Path, args: argparse.Namespace, dev
     return batch, step
 
 
-def rate(run: Callable[[], None], args: argparse.Namespace, device: torch.device) -> float:
-    run()
-    start = 0.0
-    for i in range(args.steps + 1):
-        if i in (0, args.steps) and device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = start or time.perf_counter()
-        if i < args.steps:
-            run()
-    return args.steps * args.batch_size / (time.perf_counter() - start)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("teacher", nargs="?", default="sample:dcgan-mnist")
@@ -85,11 +73,9 @@ def main() -> None:
             sizes[name] = round(sum(p.stat().st_size for p in path.glob("shard-*")) / args.num)
         sources = {"live": {"teacher": args.teacher}} | {name: {"recorded": str(folder / name)} for name in FORMATS}
         pairs = {name: variants(source, folder, args, device) for name, source in sources.items()}
-        rates: dict[str, dict[str, list[float]]] = {"batch": {n: [] for n in pairs}, "step": {n: [] for n in pairs}}
-        for _ in range(args.rounds):
-            for name, (batch, step) in pairs.items():
-                rates["batch"][name].append(rate(batch, args, device))
-                rates["step"][name].append(rate(step, args, device))
+        turns = {f"{what} {name}": run for name, each in pairs.items() for what, run in zip(("batch", "step"), each, strict=True)}
+        seconds = take_turns(turns, args.rounds, device, args.steps, warm=1)
+    rates = {what: {name: [args.batch_size / t for t in seconds[f"{what} {name}"]] for name in pairs} for what in ("batch", "step")}
     found = {what: {name: round(median(values), 1) for name, values in by.items()} for what, by in rates.items()}
     ratios = {what: {name: round(median(a / b for a, b in zip(by[name], by["live"], strict=True)), 3) for name in FORMATS} for what, by in rates.items()}
     settings = {k: v for k, v in vars(args).items() if k not in ("teacher", "device")}

@@ -10,14 +10,13 @@ The last line printed is one JSON object.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from common import finish
+from common import finish, take_turns
 from torch.nn.functional import mse_loss
 
 from gancompress.data import Batches
@@ -75,18 +74,8 @@ def main() -> None:
         "live": ours(args.teacher, args, device, 0),
         "reused": ours(args.teacher, args, device, 32 * args.batch_size),
     }
-    rates: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(args.rounds):
-        for name, step in variants.items():
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            for _ in range(args.steps):
-                step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            rates[name].append(args.steps * args.batch_size / (time.perf_counter() - start))
+    seconds = take_turns(variants, args.rounds, device, args.steps, warm=1)
+    rates = {name: [args.batch_size / t for t in each] for name, each in seconds.items()}
     found = {name: round(median(values), 1) for name, values in rates.items()}
     ratios = {name: round(median(a / b for a, b in zip(rates[name], rates["plain"], strict=True)), 3) for name in ("live", "reused")}
     settings = {k: v for k, v in vars(args).items() if k not in ("teacher", "device")}

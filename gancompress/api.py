@@ -1,4 +1,4 @@
-"""What the commands do, as functions: inspect, distill, sample, and finding the newest run."""
+"""What the commands do, as functions: inspect, distill, sample, eval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gancompress import distributed as ranks
-from gancompress.checkpoint import unused, write_json
+from gancompress.checkpoint import unused
 from gancompress.classwise import class_list, evaluate_classes, interpolations, save_worst
 from gancompress.config import load_recipe, recipe_names
 from gancompress.console import Silent
@@ -19,11 +19,10 @@ from gancompress.data import EVALUATION, Images, draw, rng
 from gancompress.describing import latent_words
 from gancompress.devices import choose_device
 from gancompress.distances import Statistics, read_statistics
-from gancompress.errors import GanCompressError, MissingError, ParityError, UsageError
+from gancompress.errors import MissingError, ParityError, UsageError
 from gancompress.extractors import Extractor, make_extractor
 from gancompress.fidelity import default_batch_size
 from gancompress.gan import GAN, state_hash
-from gancompress.hub import SCHEME, in_cache
 from gancompress.loading import find, load_gan
 from gancompress.loop import Reporter
 from gancompress.losses import LOSSES
@@ -35,7 +34,7 @@ from gancompress.references import cache_folder
 from gancompress.report import save_grid, save_rows
 from gancompress.request import Request
 from gancompress.running import run_plan
-from gancompress.runs import EVALUATION_FILE, RUNS, STUDENT_BACK, record_of
+from gancompress.runs import teacher_of
 from gancompress.segmentation import VOID, LabelMaps, fcn_score, open_segmenter
 
 
@@ -329,48 +328,3 @@ def eval_segmentation(
     protocol |= {"data": data, "label_maps": label_maps, "ignored": sorted(left_out), "quantisation": "round to 8 bits"}
     protocol |= {"resolution": student.arch.resolution, "device": device_name(device), "torch": torch.__version__}
     return {"protocol": protocol, **result}
-
-
-def newest_run() -> Path:
-    """The newest finished run under ./runs.
-
-    Raises:
-        MissingError: there is none.
-    """
-    finished = sorted(RUNS.glob("*/student.safetensors"), key=lambda p: p.stat().st_mtime) if RUNS.is_dir() else []
-    if not finished:
-        raise MissingError("no finished run under ./runs", "name a student or a run folder, or make one: gancompress distill TEACHER")
-    return finished[-1].parent
-
-
-def keep_evaluation(source: str, result: dict[str, Any]) -> list[str]:
-    """Write what was measured of a run folder's student into its eval.json, for a published card; returns the line that says so.
-
-    ``result["student_sha256"]``, the hash of the generator's tensors, tells later whose numbers they are; without it nothing is kept.
-    """
-    folder = Path(source)
-    if "student_sha256" not in result or record_of(folder) is None:
-        return []
-    try:
-        write_json(folder / EVALUATION_FILE, result)
-    except GanCompressError as error:
-        return [f"not kept: {error}"]
-    return [f"kept: {folder / EVALUATION_FILE}"]
-
-
-def teacher_of(source: str) -> tuple[str | None, dict[str, Any], str]:
-    """(teacher, its reader options, why it is None where there should be one) of a run folder or a student in it."""
-    path = Path(source)
-    record = record_of(path if path.is_dir() else path.parent)
-    if record is None or not record["identity"].get("teacher"):
-        return None, {}, ""
-    sources = record.get("sources") or {}
-    if sources.get("recorded"):
-        return None, {}, f"the run's teacher was seen through {sources['recorded']} alone\nhint: --against TEACHER, where you have it"
-    teacher = str(sources.get("back" if path.name == STUDENT_BACK else "teacher"))
-    # a run folder may be somebody else's: code that it names is not run, and nothing is downloaded for it
-    if teacher.startswith("sample:") or Path(teacher).exists() or in_cache(teacher):
-        return teacher, record["identity"]["teacher"].get("options") or {}, ""
-    reason = "code of your own is run only where you name it" if teacher.startswith("module:") else "it is not here"
-    named = teacher if teacher.startswith(("module:", SCHEME)) else "PATH"
-    return None, {}, f"the run's teacher {teacher} is left out: {reason}\nhint: --against {named}"

@@ -60,6 +60,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Data = Annotated[Optional[str], typer.Option("--data", help="Real images, or what a translator translates: a folder, a zip, an .npz or MNIST idx files.")]  # noqa: UP045
 Direction = Annotated[Optional[str], typer.Option("--direction", metavar="AtoB|BtoA", help="Of --data that holds both sides of pairs.")]  # noqa: UP045
 Gpus = Annotated[Optional[int], typer.Option("--gpus", min=1, help="GPUs of this machine to work on; with --device cpu, processes.")]  # noqa: UP045
+Features = Annotated[Optional[str], typer.Option("--feature-extractor", help="inception (default), digits, random, or a torchvision MobileNetV2 file.")]  # noqa: UP045
+InceptionFile = Annotated[Optional[str], typer.Option("--weights", help="File of the Inception weights, where they cannot be downloaded.")]  # noqa: UP045
+NumImages = Annotated[int, typer.Option("--num-images", min=2, help="Images of each network, and of the reference.")]
+NewFolder = Annotated[Path, typer.Option("--out", help="Folder to write into; a number is added where it is taken.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 ReaderOption = Annotated[Optional[list[str]], typer.Option("--reader", metavar="KEY=VALUE", help="What no file tells: nc=1, output=linear, truncation=0.7.")]  # noqa: UP045
@@ -82,6 +86,16 @@ def _device(name: str) -> Any:
     if name == "auto" and device.type == "cpu":
         typer.echo("no CUDA device: running on the CPU", err=True)
     return device
+
+
+def _teacher_and_words(teacher: str | None, module: str | None, overrides: list[str]) -> tuple[str | None, list[str]]:
+    """(the teacher's source, every key=value); where no teacher is named, the first of those stands in its place."""
+    if teacher and "=" in teacher and not Path(teacher).exists():
+        overrides = [teacher, *overrides]
+        teacher = None
+    if module and teacher:
+        raise UsageError(f"two teachers: {teacher} and --teacher-module {module}")
+    return f"module:{module}" if module else teacher, overrides
 
 
 @app.command()
@@ -146,14 +160,7 @@ def distill(
     from gancompress.request import Request
     from gancompress.running import run_plan
 
-    words = list(overrides or [])
-    if teacher and "=" in teacher and not Path(teacher).exists():  # no teacher was named: this is the first key=value
-        words.insert(0, teacher)
-        teacher = None
-    if teacher_module:
-        if teacher:
-            raise UsageError(f"two teachers: {teacher} and --teacher-module {teacher_module}")
-        teacher = f"module:{teacher_module}"
+    teacher, words = _teacher_and_words(teacher, teacher_module, overrides or [])
     if kimg is not None and steps is not None:
         raise UsageError("--kimg and --steps: give one of them")
     flags = {
@@ -237,13 +244,13 @@ def evaluate(
     data: Data = None,
     direction: Direction = None,
     metrics: Annotated[Optional[str], typer.Option(metavar="LIST", help="fid,kid,is,pr,ppl,vol,paired,lpips,diversity,latency,exported,memory")] = None,  # noqa: UP045
-    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Images generated, and real ones used.")] = 5000,
+    num_images: NumImages = 5000,
     batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Images at a time; it changes no number.")] = None,  # noqa: UP045
     truncation: Annotated[Optional[float], typer.Option(help="The family's own, of student and teacher alike.")] = None,  # noqa: UP045
     max_fid: Annotated[Optional[float], typer.Option("--max-fid", help="Exit code 6 where the student's distance, of whatever extractor, is above it.")] = None,  # noqa: UP045
     save_stats: Annotated[Optional[Path], typer.Option("--save-stats", help="Write the reference's mu and sigma to this .npz, which --data takes.")] = None,  # noqa: UP045
-    feature_extractor: Annotated[Optional[str], typer.Option(help="inception (default), digits, random, or a torchvision MobileNetV2 file.")] = None,  # noqa: UP045
-    weights: Annotated[Optional[str], typer.Option(help="Inception weights, where they cannot be downloaded.")] = None,  # noqa: UP045
+    feature_extractor: Features = None,
+    weights: InceptionFile = None,
     per_class: Annotated[Optional[str], typer.Option("--per-class", metavar="LIST", help="Distances within classes instead: all, or 3,7-9.")] = None,  # noqa: UP045
     pictures: Annotated[Optional[Path], typer.Option("--pictures", help="With --per-class: folder for the worst classes and interpolations.")] = None,  # noqa: UP045
     segmenter: Annotated[Optional[str], typer.Option(help="FCN score of a translator instead: a torchvision segmentation file, or file.py:factory.")] = None,  # noqa: UP045
@@ -262,10 +269,11 @@ def evaluate(
     from gancompress import api, screens
     from gancompress import distributed as ranks
     from gancompress.devices import choose_device
+    from gancompress.runs import keep_evaluation, newest_run
 
     if ranks.to_launch(gpus):
         raise typer.Exit(ranks.launch(gpus or 1, choose_device(device)))
-    source, options = student or str(api.newest_run()), _reader_options(classes, reader) | ({"truncation": truncation} if truncation is not None else {})
+    source, options = student or str(newest_run()), _reader_options(classes, reader) | ({"truncation": truncation} if truncation is not None else {})
     fcn: dict[str, Any] = {"label_maps": label_maps, "classes": segmenter_classes, "ignored": ignore_label, "target": target}
     if segmenter is not None:
         if per_class or feature_extractor or weights or pictures or metrics or save_stats or max_fid is not None or ranks.place()[1] > 1:
@@ -295,7 +303,7 @@ def evaluate(
         return
     show = screens.show_evaluation if per_class is None else screens.show_classes
     typer.echo(json.dumps(result, indent=2, allow_nan=False)) if as_json else show(result)
-    for line in result["notes"] + api.keep_evaluation(source, result):
+    for line in result["notes"] + keep_evaluation(source, result):
         typer.echo(printable(line, lines=True), err=True)
     api.check_distance(result, max_fid)
 
@@ -306,9 +314,9 @@ def compare(
     out: Annotated[Optional[Path], typer.Option("--out", help="A page NAME.html, NAME.md or NAME.json; a number is added where it is taken.")] = None,  # noqa: UP045
     data: Data = None,
     direction: Direction = None,
-    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Images of each, and of the reference.")] = 5000,
-    feature_extractor: Annotated[Optional[str], typer.Option(help="As of eval: inception (default), digits, or a MobileNetV2 file.")] = None,  # noqa: UP045
-    weights: Annotated[Optional[str], typer.Option("--weights", help="File of the Inception weights.")] = None,  # noqa: UP045
+    num_images: NumImages = 5000,
+    feature_extractor: Features = None,
+    weights: InceptionFile = None,
     seed: Seed = 0,
     classes: Classes = None,
     reader: ReaderOption = None,
@@ -346,8 +354,8 @@ def sweep(
     discriminator: Discriminator = None,
     classes: Classes = None,
     reader: ReaderOption = None,
-    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Of the comparison, as of compare.")] = 5000,
-    feature_extractor: Annotated[Optional[str], typer.Option(help="Of the comparison, as of compare.")] = None,  # noqa: UP045
+    num_images: NumImages = 5000,
+    feature_extractor: Features = None,
     device: Device = "auto",
     print_commands: Annotated[bool, typer.Option("--print-commands", help="Print a distill command for each run, as for a cluster, and stop.")] = False,
 ) -> None:
@@ -387,9 +395,10 @@ def sample(
 ) -> None:
     """Draw images from a teacher or a student; a translator's inputs come from --data."""
     from gancompress import api
+    from gancompress.runs import newest_run
 
     options = _reader_options(classes, reader)
-    path = api.sample(source or str(api.newest_run()), out, num=num, seed=seed, label=label, data=data, direction=direction, device=_device(device), **options)
+    path = api.sample(source or str(newest_run()), out, num=num, seed=seed, label=label, data=data, direction=direction, device=_device(device), **options)
     typer.echo(f"samples: {path}")
 
 
@@ -411,10 +420,11 @@ def export(
     reader: ReaderOption = None,
 ) -> None:
     """Write model.safetensors and other formats with config.json, each run and checked against the source network; --push-to-hub publishes them."""
-    from gancompress import api, publishing
+    from gancompress import publishing
     from gancompress.exporter import export as write
+    from gancompress.runs import newest_run
 
-    source = student or str(api.newest_run())
+    source = student or str(newest_run())
     if out is None and not Path(source).is_dir():
         raise UsageError("--out DIR is needed where the source is no run folder")
     options = _reader_options(classes, reader)
@@ -455,7 +465,7 @@ def convert(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write into; a number is added where it is taken.")] = Path("gancompress-quickstart"),
+    out: NewFolder = Path("gancompress-quickstart"),
 ) -> None:
     """Compress the bundled MNIST teacher, measure and export it: no network, no data, no GPU, about two minutes."""
     from gancompress.quickstart import run
@@ -466,7 +476,7 @@ def quickstart(
 @app.command()
 def toy(
     name: Annotated[Optional[str], typer.Argument(metavar="[ring|grid]", help="The 2D Ring of 8 modes or the 2D Grid of 25; default: both.")] = None,  # noqa: UP045
-    out: Annotated[Path, typer.Option("--out", help="Folder to write into; a number is added where it is taken.")] = Path("gancompress-toy"),
+    out: NewFolder = Path("gancompress-toy"),
     kimg: Annotated[Optional[float], typer.Option("--kimg", min=0.001, help="Thousands of points each student sees; its teacher sees twice as many.")] = None,  # noqa: UP045
     seed: Seed = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, auto, cuda or cuda:N; networks so small are fastest on a CPU.")] = "cpu",

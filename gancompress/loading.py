@@ -6,43 +6,22 @@ A source is a file, a directory holding G and D, a run folder, ``sample:NAME``, 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gancompress.checkpoint import FORMAT_VERSION, METADATA_KEY, read_json
 from gancompress.console import stderr
-from gancompress.contents import Content, contents, is_ema, plain, split, strip
-from gancompress.errors import CheckpointError, GanCompressError, MissingError, UsageError
+from gancompress.errors import CheckpointError, MissingError, UsageError
 from gancompress.families import FAMILIES
-from gancompress.gan import GAN, Family, Mismatch, Part, Reading, StateDict
-from gancompress.hub import SCHEME, SUFFIXES, fetch, parse
-from gancompress.layers import natural_key
-from gancompress.unpickle import Opened, open_checkpoint
-
-SHARED_FIELDS = {"resolution", "nc", "classes"}
-#: of names before a network's own in one flat dict
-MAX_DEPTH = 8
-#: of widths, layers, classes and pixels of a network of ours
-MAX_SIZE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Network:
-    """One network read from a file: ``where`` names the file and the place in it."""
-
-    family: Family
-    reading: Reading
-    where: str
-    ema: bool
-    foreign: StateDict = field(default_factory=dict, repr=False)  # as the file has it; empty for our own files
+from gancompress.gan import GAN, Family, Mismatch, Part
+from gancompress.hub import SCHEME
+from gancompress.reading import SHARED_FIELDS, Network, NoFamily, check_shapes, read_files
+from gancompress.sources import config_beside, files_of, open_all, resolve
 
 
 @dataclass
@@ -74,178 +53,6 @@ class Found:
         return [a for n in (self.network("generator"), self.network("discriminator")) if n for a in n.reading.assumptions]
 
 
-# ------------------------------------------------------------------------------------------------------------- networks of a file
-
-
-class _NoFamily(Exception):
-    """No reader takes a state dict. The message gives the objections of the nearest families, up to three, best first."""
-
-    def __init__(self, where: str, state: StateDict, misses: list[tuple[str, Mismatch]]) -> None:
-        misses = sorted(misses, key=lambda miss: -miss[1].score)
-        self.score = misses[0][1].score
-        near = [f"{name}: {_objection(miss)}" for name, miss in misses[:3] if miss.score >= max(0.01, self.score / 2)]
-        if not near:
-            near = [f"none is near; it begins with {', '.join(f'{k} {tuple(t.shape)}' for k, t in list(state.items())[:3])}"]
-        super().__init__(f"{where}: {'nearest family ' if self.score else ''}{near[0]}" + "".join(f"\n  or {line}" for line in near[1:]))
-
-
-def _objection(miss: Mismatch) -> str:
-    """A reader's reason, and the first keys where there are more than the reason names."""
-    lists = [(word, keys) for word, keys in (("missing", miss.missing), ("unexpected", miss.unexpected)) if len(keys) > 1]
-    more = [f"{word}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}" for word, keys in lists]
-    return str(miss) + (f" ({'; '.join(more)})" if more else "")
-
-
-def _read_state(state: StateDict, where: str, family: str | None, options: Mapping[str, Any]) -> tuple[Family, Reading]:
-    misses = []
-    for candidate in [FAMILIES[family]] if family else FAMILIES.values():
-        try:
-            return candidate, candidate.read(state, options)
-        except Mismatch as miss:
-            misses.append((candidate.name, miss))
-    raise _NoFamily(where, state, misses)
-
-
-def _networks(opened: Opened, path: Path, family: str | None, options: Mapping[str, Any]) -> tuple[list[Network], list[str], _NoFamily | None]:
-    """Every network of one file, what else is in it, and the nearest miss."""
-    pending, others = contents(opened.content)
-    for one in pending:
-        _check_sizes(one, path)
-    others = [f"{path.name}:{other}" for other in others]
-    networks: list[Network] = []
-    miss: _NoFamily | None = None
-    while pending:
-        content = pending.pop(0)
-        place, state = content.place, strip(content.state)
-        where = f"{path.name}:{place}" if place else path.name
-        try:
-            found, reading = _read_state(state, where, family, {**options, "config": {**content.config, **options["config"]}})
-        except _NoFamily as error:
-            if miss is None or error.score > miss.score:
-                miss = error
-            if (parts := split(state)) and place.count(".") < MAX_DEPTH:
-                pending += [Content(f"{place}.{head}" if place else head, part, content.config) for head, part in parts.items()]
-            else:
-                others.append(f"{where}: {len(state)} tensors of no family we know")
-            continue
-        _check_values(state, path, place)
-        networks.append(Network(found, reading, where, is_ema(place, path.stem), state))
-    return networks, others, miss
-
-
-def _check_sizes(content: Content, path: Path) -> None:
-    """Refuse tensors that are not stored as numbers one after the other, or that claim far more of them than there are."""
-    total, size = 0, path.stat().st_size
-    for key, tensor in content.state.items():
-        where = f"{path}: {content.place + '.' if content.place else ''}{key}"
-        kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout) if tensor.layout != torch.strided else ""
-        if kind or tensor.device.type != "cpu":
-            raise CheckpointError(f"{where} is a {kind or tensor.device.type} tensor; weights are plain ones", "save it dense, in floating point")
-        claimed, held = tensor.numel() * tensor.element_size(), min(tensor.untyped_storage().nbytes(), size)
-        total += claimed
-        if claimed > max(1 << 26, held):
-            raise CheckpointError(f"{where} claims {claimed:,} bytes and holds {held:,}")
-    if total > max(1 << 28, 4 * size):
-        raise CheckpointError(f"{path}: its tensors claim {total:,} bytes in a file of {size:,}")
-
-
-def _check_values(state: StateDict, path: Path, place: str) -> None:
-    """Refuse what no trained network holds; the message has the key as the file has it."""
-    for key, tensor in state.items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        where = f"{path}: {place}.{key}" if place else f"{path}: {key}"
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{where} has {tensor.dtype} values; weights are floating point (a quantised file?)")
-        if not torch.isfinite(tensor.float()).all():
-            raise CheckpointError(f"{where} has NaN or infinite values, as float32; this network diverged or the file is damaged")
-
-
-# ------------------------------------------------------------------------------------------------------------------- sources
-
-
-def _resolve(source: str) -> tuple[Path, str]:
-    """(path, the same source pinned to a commit and file if it lies on the Hub). What is here comes before what is there."""
-    if source.startswith("module:"):
-        raise UsageError(f"{source}: a module of your own is no file to look into", "distill, eval and sample take it")
-    if source.startswith("sample:"):
-        name = source.removeprefix("sample:")
-        folder = Path(str(resources.files("gancompress"))) / "samples"
-        path = folder / f"{name}.safetensors"
-        if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
-            known = ", ".join(f"sample:{p.stem}" for p in sorted(folder.glob("*.safetensors")))
-            raise MissingError(f"no bundled teacher {source!r}", f"there is: {known}")
-        return path, source
-    path, uri = Path(source), "://" in source
-    try:
-        path = path.expanduser()
-        if path.exists() and not uri:
-            return path, source
-    except (OSError, RuntimeError) as error:  # too long, not ours to look into; no such user
-        raise MissingError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
-    if not (remote := parse(source)):
-        hint = f"give a checkpoint file, a directory with G and D, sample:dcgan-mnist, or {SCHEME}owner/name for the Hugging Face Hub"
-        raise MissingError(f"{source}: no such file or directory", hint)
-    try:
-        path, pinned = fetch(remote)
-    except GanCompressError as error:
-        raise type(error)(f"{source}: {'' if uri else 'no such file or directory; and '}{error}", error.hint) from None
-    return path, str(pinned)
-
-
-def _files_of(folder: Path) -> list[Path]:
-    """The files of a directory to read: a run's or an export's own, else the newest of each numbered series."""
-    for own in ("model.safetensors", "student.safetensors"):
-        if (folder / own).is_file():
-            extra = folder / "discriminator.safetensors"
-            return [folder / own, *([extra] if extra.is_file() else [])]
-    if (folder / "state.pt").is_file() and (folder / "recipe.yaml").is_file():
-        raise MissingError(f"{folder}: this run is not finished; it has no student.safetensors yet", "go on with the command it was started with")
-    newest: dict[str, Path] = {}
-    for path in sorted((p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file()), key=lambda p: natural_key(p.name)):
-        series = re.sub(r"^(iter_\d+|latest)_net_", "#_net_", path.name)  # pix2pix keeps latest_net_G.pth beside 200_net_G.pth
-        newest[re.sub(r"\d+", "#", series)] = path
-    if not newest:
-        raise MissingError(f"{folder}: no checkpoint in this directory", f"looked for {', '.join('*' + s for s in SUFFIXES)}")
-    return list(newest.values())
-
-
-def _largest(value: Any) -> int:
-    """The largest whole number in a table of settings."""
-    held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return max((_largest(v) for v in held), default=value if isinstance(value, int) else 0)
-
-
-def _own_networks(opened: Opened, path: Path) -> tuple[list[Network], dict[str, Any]]:
-    """The networks of our own safetensors file."""
-    try:
-        meta = json.loads(opened.metadata[METADATA_KEY])
-        if not isinstance(meta, dict):
-            raise TypeError("no table of settings")
-        if meta.get("format") != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: written in format {meta.get('format')}, and this gancompress reads {FORMAT_VERSION}", "pip install -U gancompress")
-        family = FAMILIES[meta["family"]]
-        if _largest(meta["arch"]) > MAX_SIZE:
-            raise ValueError(f"a size of more than {MAX_SIZE:,}")
-        arch = family.build_arch(None, meta["arch"])
-        with torch.device("meta"):
-            family.generator(arch)  # sizes that no memory holds end here
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError, UsageError) as error:
-        raise CheckpointError(f"{path}: its metadata is damaged or of a newer version ({error})") from None
-    networks = []
-    for part in ("generator", "discriminator"):
-        state = {k.removeprefix(f"{part}."): v for k, v in opened.content.items() if k.startswith(f"{part}.")}
-        if state:
-            _check_values(state, path, part)
-            fields = dataclasses.asdict(arch)
-            if part == "discriminator":  # the generator's own file tells the rest
-                fields = {k: v for k, v in fields.items() if k.startswith("d_") or k in SHARED_FIELDS}
-            networks.append(network := Network(family, Reading(part, fields, state), f"{path.name}:{part}", False))
-            with torch.device("meta"):  # what it says it is has to be what it holds: costs are counted on that
-                _check_shapes(family.generator(arch) if part == "generator" else family.discriminator(arch), network)
-    return networks, meta
-
-
 def find(source: str, *, discriminator: str | None = None, options: Mapping[str, Any] | None = None) -> Found:
     """Read a source without building anything.
 
@@ -259,19 +66,19 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
     """
     options = _checked_options(options or {})
     family, key = options.pop("family", None), options.pop("key", None)
-    path, pinned = _resolve(source)
-    files = _files_of(path) if path.is_dir() else [path]
+    path, pinned = resolve(source)
+    files = files_of(path) if path.is_dir() else [path]
     pins = [pinned]
     if discriminator:
-        beside, pin = _resolve(discriminator)
+        beside, pin = resolve(discriminator)
         if beside == path:
             raise UsageError(f"--discriminator {discriminator}: this is the source itself", "name the file of the discriminator")
         files = [f for f in files if f != beside] + [beside]
         pins.append(pin)
     critic, optional = beside if discriminator else None, set(files) if len(files) > 1 and path.is_dir() else set()
-    opened, unread = _opened(files, optional - {critic})
-    options["config"] = _config_beside(files, opened)
-    networks, others, metadata, miss = _read_files(opened, critic, family, options, optional - {critic}, unread)
+    opened, unread = open_all(files, optional - {critic})
+    options["config"] = config_beside(files, opened)
+    networks, others, metadata, miss = read_files(opened, critic, family, options, optional - {critic}, unread)
     if unread and not any(n.reading.part == "generator" for n in networks):
         raise next(iter(unread.values()))  # it may be the one that is meant
     if not networks:
@@ -299,73 +106,6 @@ def find(source: str, *, discriminator: str | None = None, options: Mapping[str,
     return found
 
 
-def _opened(files: list[Path], optional: set[Path]) -> tuple[dict[Path, Opened], dict[Path, GanCompressError]]:
-    """Every file's content, and why those of ``optional`` have none that cannot be opened."""
-    opened: dict[Path, Opened] = {}
-    unread: dict[Path, GanCompressError] = {}
-    for file in files:
-        try:
-            opened[file] = open_checkpoint(file)
-        except GanCompressError as error:
-            if file not in optional:
-                raise
-            unread[file] = error
-    return opened, unread
-
-
-def _read_files(
-    opened: Mapping[Path, Opened],
-    critic: Path | None,
-    family: str | None,
-    options: Mapping[str, Any],
-    optional: set[Path],
-    unread: dict[Path, GanCompressError],
-) -> tuple[list[Network], list[str], dict[str, Any], _NoFamily | None]:
-    """(networks, what else there is, metadata of our own file, nearest miss) of all files; of ``critic`` its discriminator alone.
-
-    What is wrong with a file of ``optional`` goes into ``unread``.
-    """
-    networks: list[Network] = []
-    others: list[str] = []
-    metadata: dict[str, Any] = {}
-    miss: _NoFamily | None = None
-    for file, content in opened.items():
-        try:
-            found, rest, meta, near = _read_file(file, content, family, options)
-        except CheckpointError as error:
-            if file not in optional:
-                raise
-            unread[file] = error
-            continue
-        others += rest
-        metadata = metadata or meta
-        miss = near if miss is None or (near and near.score > miss.score) else miss
-        if file == critic:  # what else is in that file was not asked for
-            others += [f"{n.where}: a generator, left aside" for n in found if n.reading.part == "generator"]
-            found = [n for n in found if n.reading.part == "discriminator"]
-        networks += found
-    return networks, others, metadata, miss
-
-
-def _read_file(
-    file: Path, content: Opened, family: str | None, options: Mapping[str, Any]
-) -> tuple[list[Network], list[str], dict[str, Any], _NoFamily | None]:
-    if METADATA_KEY in content.metadata:
-        found, meta = _own_networks(content, file)
-        return found, [], meta, None
-    found, rest, miss = _networks(content, file, family, options)
-    return found, rest + ([f"not imported: {', '.join(content.inert[:4])}"] if content.inert else []), {}, miss
-
-
-def _chosen(networks: list[Network], key: str) -> list[Network]:
-    """Without the others of the same part as the one at ``key``."""
-    taken = [n for n in networks if key in (n.where, n.where.partition(":")[2])]
-    if not taken:
-        raise UsageError(f"--key {key}: no network is there", f"there is: {', '.join(n.where for n in networks)}")
-    parts = {n.reading.part for n in taken}
-    return [n for n in networks if any(n is t for t in taken) or n.reading.part not in parts]
-
-
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     options = {("resolution" if k == "size" else k): v for k, v in options.items()}  # as image translation calls it
     if (family := options.get("family")) is not None and str(family) not in FAMILIES:
@@ -379,31 +119,16 @@ def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def _config_beside(files: list[Path], opened: Mapping[Path, Opened]) -> dict[str, Any]:
-    """Settings kept in files of their own: config.json, generator_config.json, or a checkpoint without weights."""
-    found: dict[str, Any] = {}
-    for path in sorted({p for f in files for p in f.parent.glob("*config*.json")}):
-        try:
-            found |= plain(read_json(path, most=1 << 20))
-        except (OSError, ValueError):
-            continue
-    # BigGAN-PyTorch saves its arguments beside the weights, in state_dict.pth or state_dict_best0.pth
-    beside = {p for f in files for p in f.parent.glob("state_dict*.pth") if p not in opened and p.stat().st_size < 1 << 20}
-    for content in [*opened.values(), *(o for p in sorted(beside) if (o := _opened_or_none(p)))]:
-        if isinstance(content.content, dict) and not any(isinstance(v, Tensor | dict) and k != "config" for k, v in content.content.items()):
-            found |= plain(content.content.get("config"))
-    return found
+def _chosen(networks: list[Network], key: str) -> list[Network]:
+    """Without the others of the same part as the one at ``key``."""
+    taken = [n for n in networks if key in (n.where, n.where.partition(":")[2])]
+    if not taken:
+        raise UsageError(f"--key {key}: no network is there", f"there is: {', '.join(n.where for n in networks)}")
+    parts = {n.reading.part for n in taken}
+    return [n for n in networks if any(n is t for t in taken) or n.reading.part not in parts]
 
 
-def _opened_or_none(path: Path) -> Opened | None:
-    """A file that nobody asked for, unless it cannot be read."""
-    try:
-        return open_checkpoint(path)
-    except GanCompressError:
-        return None
-
-
-def _nothing_found(path: Path, others: list[str], miss: _NoFamily | None) -> CheckpointError:
+def _nothing_found(path: Path, others: list[str], miss: NoFamily | None) -> CheckpointError:
     if miss is not None:
         hint = f"--family NAME tries one alone ({', '.join(FAMILIES)}); an architecture of your own: --teacher-module file.py:factory"
         return CheckpointError(f"{path}: of no family we know. {miss}", hint)
@@ -460,20 +185,11 @@ def _assemble(source: str, path: Path, container: str, size: int, networks: list
     return found
 
 
-def _check_shapes(net: nn.Module, network: Network) -> None:
-    """Raises CheckpointError where the tensors are not those of the network."""
-    state = network.reading.state
-    expected = net.state_dict()
-    missing, unexpected = [k for k in expected if k not in state], [k for k in state if k not in expected]
-    if missing or unexpected:
-        raise CheckpointError(f"{network.where}: missing keys {missing[:3]}, unexpected keys {unexpected[:3]}")
-    for key, tensor in expected.items():
-        if state[key].shape != tensor.shape:
-            raise CheckpointError(f"{network.where}: {key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
+# ------------------------------------------------------------------------------------------------------------------- built
 
 
 def _load_strictly(net: nn.Module, network: Network) -> nn.Module:
-    _check_shapes(net, network)
+    check_shapes(net, network)
     net.load_state_dict(network.reading.state)  # copies into float32, whatever the file holds
     return net
 

@@ -15,7 +15,6 @@ import torch
 import yaml
 
 from gancompress import __version__
-from gancompress.api import teacher_of
 from gancompress.card import HUB, Facts, Licence, model_card, public, public_tree
 from gancompress.console import stderr
 from gancompress.cost import Cost, gan_cost, generator_cost
@@ -25,7 +24,7 @@ from gancompress.gan import GAN, state_hash
 from gancompress.hub import Name, asked, parse
 from gancompress.loading import find, load_gan
 from gancompress.report import save_comparison
-from gancompress.runs import EVALUATION_FILE, record_of
+from gancompress.runs import EVALUATION_FILE, record_of, teacher_of
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The run folder: whose it is, where it lies, and that one process at a time works in it."""
+"""The run folder: whose it is, where it lies, that one process at a time works in it, and what it tells afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from gancompress import __version__
 from gancompress.checkpoint import atomic_write, read_json, write_json
-from gancompress.errors import GanCompressError, UsageError
+from gancompress.errors import GanCompressError, MissingError, UsageError
+from gancompress.hub import SCHEME, in_cache
 
 RUNS = Path("runs")
 LOCK = ".lock"
@@ -110,3 +111,51 @@ def claim(folder: Path, identity: dict[str, Any], sources: dict[str, str | None]
         write_json(folder / "run.json", facts)  # first: it makes the folder ours, should we be stopped here
     if not (folder / "recipe.yaml").is_file():
         atomic_write(folder / "recipe.yaml", yaml.safe_dump(identity["recipe"], sort_keys=False).encode())
+
+
+# --------------------------------------------------------------------------------------------------------- what a run folder tells
+
+
+def newest_run() -> Path:
+    """The newest finished run under ./runs.
+
+    Raises:
+        MissingError: there is none.
+    """
+    finished = sorted(RUNS.glob("*/student.safetensors"), key=lambda p: p.stat().st_mtime) if RUNS.is_dir() else []
+    if not finished:
+        raise MissingError("no finished run under ./runs", "name a student or a run folder, or make one: gancompress distill TEACHER")
+    return finished[-1].parent
+
+
+def keep_evaluation(source: str, result: dict[str, Any]) -> list[str]:
+    """Write what was measured of a run folder's student into its eval.json, for a published card; returns the line that says so.
+
+    ``result["student_sha256"]``, the hash of the generator's tensors, tells later whose numbers they are; without it nothing is kept.
+    """
+    folder = Path(source)
+    if "student_sha256" not in result or record_of(folder) is None:
+        return []
+    try:
+        write_json(folder / EVALUATION_FILE, result)
+    except GanCompressError as error:
+        return [f"not kept: {error}"]
+    return [f"kept: {folder / EVALUATION_FILE}"]
+
+
+def teacher_of(source: str) -> tuple[str | None, dict[str, Any], str]:
+    """(teacher, its reader options, why it is None where there should be one) of a run folder or a student in it."""
+    path = Path(source)
+    record = record_of(path if path.is_dir() else path.parent)
+    if record is None or not record["identity"].get("teacher"):
+        return None, {}, ""
+    sources = record.get("sources") or {}
+    if sources.get("recorded"):
+        return None, {}, f"the run's teacher was seen through {sources['recorded']} alone\nhint: --against TEACHER, where you have it"
+    teacher = str(sources.get("back" if path.name == STUDENT_BACK else "teacher"))
+    # a run folder may be somebody else's: code that it names is not run, and nothing is downloaded for it
+    if teacher.startswith("sample:") or Path(teacher).exists() or in_cache(teacher):
+        return teacher, record["identity"]["teacher"].get("options") or {}, ""
+    reason = "code of your own is run only where you name it" if teacher.startswith("module:") else "it is not here"
+    named = teacher if teacher.startswith(("module:", SCHEME)) else "PATH"
+    return None, {}, f"the run's teacher {teacher} is left out: {reason}\nhint: --against {named}"

@@ -161,6 +161,7 @@ LEVELS = [
     {"config"},
     {"data", "scaling", "unpickle", "checkpoint", "cost", "hub", "user_module", "protocol", "devices"},
     {"contents", "pairs", "weights"},
+    {"reading", "sources"},
     {"loading", "report", "extractors", "distances", "perceptual", "runs", "shards"},
     {"comparison"},
     {"loop", "fidelity", "folding", "students", "recorded", "segmentation", "fitting"},

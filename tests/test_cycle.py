@@ -15,7 +15,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 import gancompress
-from gancompress.api import teacher_of
 from gancompress.checkpoint import save_networks
 from gancompress.cli import app
 from gancompress.console import Silent
@@ -27,6 +26,7 @@ from gancompress.losses.portable_i2i import PortableI2i, PortableWeights
 from gancompress.planning import make_plan
 from gancompress.request import Request
 from gancompress.running import run_plan
+from gancompress.runs import teacher_of
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 

@@ -338,7 +338,7 @@ def test_a_path_that_is_none_names_both_readings_without_the_network(tmp_path, m
     import gancompress
     from gancompress.errors import MissingError
 
-    monkeypatch.setattr("gancompress.loading.fetch", lambda name: pytest.fail(f"the Hub was asked for {name}"))
+    monkeypatch.setattr("gancompress.sources.fetch", lambda name: pytest.fail(f"the Hub was asked for {name}"))
     with pytest.raises(MissingError, match=r"checkpoints/netG.pth: no such file") as caught:
         gancompress.load("checkpoints/netG.pth")
     assert "hf://owner/name" in caught.value.hint
@@ -346,9 +346,9 @@ def test_a_path_that_is_none_names_both_readings_without_the_network(tmp_path, m
 
 def test_config_beside_a_file_in_the_cache_is_read_through_its_links(environment):
     """The cache keeps contents under blobs/ and links to them from snapshots/: the hint beside the link counts."""
-    from gancompress.loading import _config_beside
+    from gancompress.sources import config_beside
     from gancompress.unpickle import open_checkpoint
 
     path = Path(fetched(environment, "owner/all")[0]["path"])
     assert path.is_symlink()
-    assert _config_beside([path], {path: open_checkpoint(path)})["nz"] == 4
+    assert config_beside([path], {path: open_checkpoint(path)})["nz"] == 4

@@ -270,7 +270,7 @@ def test_the_recipe_that_is_published_trains_again(hub, shell, exported, tmp_pat
 
 
 def test_what_is_measured_is_kept_in_a_run_folder_alone_and_a_failure_is_a_line(exported, tmp_path):
-    from gancompress.api import keep_evaluation
+    from gancompress.runs import keep_evaluation
 
     result = {"a": 1, "student_sha256": "0" * 64}
     assert keep_evaluation(str(exported / "student.safetensors"), result) == []
