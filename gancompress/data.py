@@ -22,6 +22,7 @@ from gancompress import distributed as ranks
 from gancompress.config import Schedule
 from gancompress.errors import GanCompressError, MissingError, UsageError
 from gancompress.gan import GAN, Batch, Translation
+from gancompress.speed import sent
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CACHE_BYTES = 4 << 30
@@ -293,7 +294,7 @@ class TeacherPool:
         indices = indices[share[0] :: share[1]]
         rows = [(self._inputs[i // self.chunk], i % self.chunk) for i in indices.tolist()]
         labels = [c[r] for (_, c), r in rows if c is not None]
-        images = self._images[indices.to(self.device)].float()
+        images = self._images[sent(indices, self.device)].float()
         return torch.stack([z[r] for (z, _), r in rows]), torch.stack(labels) if labels else None, images
 
 
@@ -308,8 +309,7 @@ class Pairs(Protocol):
 @torch.no_grad()
 def draw(gan: GAN, inputs: Tensor, condition: Tensor | None, device: torch.device) -> Tensor:
     """Images of a frozen GAN, on the device."""
-    ahead = device.type == "cuda"  # towards a GPU nothing need be waited for
-    return gan.generator(inputs.to(device, non_blocking=ahead), None if condition is None else condition.to(device, non_blocking=ahead))
+    return gan.generator(sent(inputs, device), None if condition is None else sent(condition, device))
 
 
 class Batches:
@@ -349,16 +349,16 @@ class Batches:
         def drawn(gan: GAN, stream: int) -> tuple[Tensor, Tensor | None]:
             """The part's latents and labels; those of a whole batch do not depend on its parts."""
             z, c = gan.sample(size, rng(self.seed, self.attempt, stream, index))
-            return z[rows].to(self.device), c[rows].to(self.device) if c is not None else None
+            return sent(z[rows], self.device), sent(c[rows], self.device) if c is not None else None
 
         pooled: Tensor | None = None
         targets: Tensor | None = None
         if self.translation is not None:
-            inputs, targets = (x[rank::world].to(self.device) for x in self.translation.take(start, n, self.seed, self.attempt))
+            inputs, targets = (sent(x[rank::world], self.device) for x in self.translation.take(start, n, self.seed, self.attempt))
             condition = inputs if self.translation.beside else None
         elif self._pairs is not None:
             z, c, pooled = self._pairs.take(start, n, self.attempt, share)
-            inputs, condition = z.to(self.device), c.to(self.device) if c is not None else None
+            inputs, condition = sent(z, self.device), sent(c, self.device) if c is not None else None
         else:
             inputs, condition = drawn(self.sampler, LATENTS)
 
@@ -371,11 +371,11 @@ class Batches:
             if self.mirror:
                 flips = torch.rand(size, generator=rng(self.seed, self.attempt, MIRROR, index))[rows] < 0.5
                 found = torch.where(flips[:, None, None, None], found.flip(3), found)
-            return to_float(found.to(self.device)), labels.to(self.device) if labels is not None else None
+            return to_float(sent(found, self.device)), sent(labels, self.device) if labels is not None else None
 
         def teacher() -> Tensor:
             if pooled is not None:
-                return pooled.to(self.device)
+                return sent(pooled, self.device)
             if self.teacher is None:
                 raise GanCompressError("teacher images are needed and there is no teacher")
             return draw(self.teacher, inputs, condition, self.device)
@@ -383,7 +383,7 @@ class Batches:
         def unpaired() -> tuple[Tensor, Tensor | None]:
             if self._others is not None:
                 _, c, images = self._others.take(start, n, self.attempt, share)
-                return images.to(self.device), c.to(self.device) if c is not None else None
+                return sent(images, self.device), sent(c, self.device) if c is not None else None
             if self.teacher is None:
                 raise GanCompressError("images are needed, and there are neither real ones nor a teacher")
             z, c = drawn(self.teacher, FALLBACK)

@@ -15,6 +15,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from gancompress import distributed as ranks
+from gancompress.families import FAMILIES
 from gancompress.gan import GAN
 
 
@@ -113,16 +115,32 @@ class Deployed(nn.Module):
 
 
 def unfolded(gan: GAN) -> nn.Module:
-    """A copy of the generator, on its stored noise where it draws noise anew.
-
-    Built anew, not copied: copies share the class that torch makes for a parametrized module, and to fold one would break the other.
-    """
+    """A copy of the generator, on its stored noise where it draws noise anew."""
     arch = dataclasses.replace(gan.arch, noise="const") if getattr(gan.arch, "noise", "") == "random" else gan.arch
+    return _anew(gan, arch)
+
+
+def _anew(gan: GAN, arch: Any) -> nn.Module:
+    """The generator built anew, not copied: copies share the class that torch makes for a parametrized module, and to fold one would break the other."""
     with torch.device("meta"):
         net = gan.family.generator(arch)
     net = net.to_empty(device="cpu")
     net.load_state_dict(gan.generator.state_dict())
     return net.eval().requires_grad_(False)
+
+
+@ranks.alone()
+def folded(gan: GAN) -> GAN:
+    """A frozen GAN whose generator is another one with its norms folded away, for forward passes alone: the same images but for rounding (about
+    1e-6). The GAN itself where there is nothing to fold, or where its family is not ours to build."""
+    norms = any(isinstance(m, nn.BatchNorm2d) or parametrize.is_parametrized(m, "weight") for m in gan.generator.modules())
+    if FAMILIES.get(gan.family.name) is not gan.family or not norms:
+        return gan
+    device = next(gan.generator.parameters()).device
+    net = _anew(gan, gan.arch)
+    fold_spectral_norm(net)
+    fold_batch_norm(net, *gan.sample(2, torch.Generator().manual_seed(0)))
+    return dataclasses.replace(gan, generator=net.to(device))
 
 
 def noise_buffers(net: nn.Module) -> list[str]:

@@ -99,6 +99,7 @@ def _seed(seed: int, device: torch.device) -> None:
 def _adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], eps: float, every: int) -> tuple[torch.optim.Optimizer, float]:
     """(optimiser, its rate). k + 1 steps where without a lazy regulariser there were k: rate and betas follow (Karras et al. 2020, App. B)."""
     share = every / (every + 1) if every else 1.0
+    # fused: one kernel for all tensors, and with a gradient scaler no look at what it found
     return torch.optim.Adam(parameters, lr * share, betas=(betas[0] ** share, betas[1] ** share), eps=eps, fused=True), lr * share
 
 

@@ -20,6 +20,7 @@ from gancompress.errors import MissingError, UsageError
 from gancompress.families import FAMILIES
 from gancompress.gan import GAN
 from gancompress.shards import AGAIN, INDEX, MANIFEST, Array, Pair, Shard, open_shard, read_settings, shard_path
+from gancompress.speed import sent
 
 Pairs = tuple[Tensor, Tensor | None, Tensor]
 
@@ -289,7 +290,7 @@ class Feed:
         inputs, labels, images = self._windows[start, count, attempt, share].result()
         images = images.to(self.device, non_blocking=True)
         images = to_float(images) if images.dtype == torch.uint8 else images.float()
-        return inputs.to(self.device), None if labels is None else labels.to(self.device), images
+        return sent(inputs, self.device), None if labels is None else sent(labels, self.device), images
 
     def _read(self, start: int, count: int, attempt: int, share: tuple[int, int]) -> Pairs:
         places = positions(start, count, len(self.recorded), self.seed, attempt, RECORDED, self.stream)

@@ -19,6 +19,7 @@ from gancompress.data import FALLBACK, LATENTS, Batches
 from gancompress.errors import DivergedError, GanCompressError, ToldElsewhereError, is_out_of_memory
 from gancompress.families import family_of
 from gancompress.fitting import largest_part
+from gancompress.folding import folded
 from gancompress.gan import GAN, BothWays
 from gancompress.loading import build, find, load_gan
 from gancompress.loop import Reporter, Trainer, train
@@ -81,7 +82,8 @@ def _train(plan: Plan, reporter: Reporter) -> None:
             save_rows(picture, plan.images.doubt, gaps_after=(2,))
             reporter.note(f"what the teacher makes of inputs, and of targets: {picture}")
         _fit_discriminator(plan, reporter)
-        done = train(plan.trained, plan.loss, plan.recipe, _batches(plan, schedule), plan.run_dir, reporter, device, _frozen(plan), plan.compiler)
+        batches = _batches(plan, schedule)
+        done = train(plan.trained, plan.loss, plan.recipe, batches, plan.run_dir, reporter, device, _frozen(plan, batches), plan.compiler)
     except DivergedError as error:
         if ranks.rank():
             raise ToldElsewhereError(str(error), exit_code=error.exit_code) from None
@@ -105,24 +107,26 @@ def _train(plan: Plan, reporter: Reporter) -> None:
 
 
 def _batches(plan: Plan, schedule: Schedule) -> Batches:
-    """The plan's data in batches of ``schedule``."""
+    """The plan's data in batches of ``schedule``; a live teacher draws its images folded."""
     recorded = plan.teacher.recorded if isinstance(plan.teacher, RecordedTeacher) else None
-    draws_from_teacher = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
+    teacher = plan.teacher if recorded or plan.teacher is None else folded(plan.teacher)
+    draws_from_teacher = teacher if teacher and "teacher_images" in plan.loss.needs else None
 
     def feed(stream: int) -> Feed:
         assert recorded is not None
         return Feed(recorded, plan.recipe.seed, stream, plan.device, schedule.accumulate)
 
     return Batches(
-        draws_from_teacher or plan.student, plan.teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
+        draws_from_teacher or plan.student, teacher, plan.images, schedule, mirror=plan.recipe.data.mirror, seed=plan.recipe.seed,
         pool=schedule.teacher_pool if draws_from_teacher else 0, device=plan.device,
         pairs=feed(LATENTS) if recorded and draws_from_teacher else None, others=feed(FALLBACK) if recorded else None,
     )  # fmt: skip
 
 
-def _frozen(plan: Plan) -> list[nn.Module]:
-    """The networks of the teachers."""
-    return [net for gan in (plan.teacher, plan.back and plan.back.teacher) if gan for net in gan.networks.values()]
+def _frozen(plan: Plan, batches: Batches) -> list[nn.Module]:
+    """The networks of the teachers, each once."""
+    teachers = (plan.teacher, batches.teacher, plan.back and plan.back.teacher)
+    return list(dict.fromkeys(net for gan in teachers if gan for net in gan.networks.values()))
 
 
 def _out_of_memory(plan: Plan, reporter: Reporter) -> GanCompressError:
@@ -137,7 +141,7 @@ def _out_of_memory(plan: Plan, reporter: Reporter) -> GanCompressError:
         numbers = schedule.model_copy(update={"batch_size": part * parts, "teacher_pool": schedule.teacher_pool // part * part})
         trainer = Trainer(plan.trained, plan.loss, plan.recipe.model_copy(update={"schedule": numbers}))
         batches = _batches(plan, numbers)
-        with speed.applied([*trainer.trained, *_frozen(plan)], plan.recipe.precision, plan.compiler):
+        with speed.applied([*trainer.trained, *_frozen(plan, batches)], plan.recipe.precision, plan.compiler):
             for step in (0, numbers.steps - 1):  # with every regulariser, and with what begins late
                 trainer.step = step
                 trainer.train_step(batches)

@@ -100,6 +100,13 @@ def _method(method: Callable[..., Any], dtype: torch.dtype | None, backend: str 
     return run
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on the device; a copy to a GPU goes through pinned memory, so that neither waits for the other."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 def check(precision: str, compiled: bool, device: torch.device) -> None:
     """Whether this device and this machine can do as asked.
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
-from conftest import SMALL, small_gan
+from conftest import BRIEFLY, SMALL, small_gan
 from safetensors.torch import load_file
 from test_loop import Notes, plan_of, run
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from gancompress import distributed as ranks
-from gancompress import loop, speed
+from gancompress import loop, running, speed
 from gancompress.checkpoint import newest_state
+from gancompress.data import Images
 from gancompress.errors import DivergedError, MissingError, UsageError
+from gancompress.folding import folded
+from gancompress.losses import LOSSES
 from gancompress.losses.gan import PathLength, gradient_penalty, r1_penalty
 from gancompress.planning import make_plan
 from gancompress.request import Request
@@ -24,13 +29,7 @@ VARIANTS = [(family, fields) for family, variants in SMALL.items() for fields in
 BF16 = [("precision", "bf16")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pages():
-    """Curves and reports take longer than the tiny runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gancompress.report.save_curves", lambda log_path, path: path.write_bytes(b"curves"))
-        patch.setattr("gancompress.running.write_report", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_curves", "no_report")
 
 
 def networks_of(family, fields, train=True):
@@ -242,6 +241,48 @@ def test_a_lazy_regulariser_has_a_step_of_its_own_that_is_not_scaled(half, monke
     assert seen == [(1.0, True), (2, False), (1.0, True), (1.0, True), (1.0, True)]
 
 
+# ------------------------------------------------------------------------------------------------------------ nothing is waited for
+
+
+class Waits(TorchDispatchMode):
+    """What would make a host wait for a GPU: numbers read from tensors, and results whose size depends on values.
+
+    Whole numbers are let through: they are seeds and places of images, drawn on the CPU.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        whole = isinstance(args[0], torch.Tensor) and args[0].dtype == torch.int64 if args else True
+        masked = name.startswith("aten.index.") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if not whole and (masked or name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal."))):
+            self.seen.append(name)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("recipe", sorted(LOSSES.keys() - {"portable-i2i"}))
+def test_no_step_reads_a_number_from_the_device(recipe, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    get = Images.__getitem__
+
+    def loaded(self, indices):
+        with _disable_current_modes():  # files and their cache lie on the CPU
+            return get(self, indices)
+
+    monkeypatch.setattr(Images, "__getitem__", loaded)
+    changes = [("schedule.batch_size", 4), ("schedule.accumulate", 1), *BRIEFLY.get(recipe, [])]
+    plan = make_plan(Request(str(tiny_teacher), recipe, overrides=changes, data=str(tiny_data), out=tmp_path / "run", device="cpu", steps=20))
+    trainer, batches = loop.Trainer(plan.trained, plan.loss, plan.recipe), running._batches(plan, plan.recipe.schedule)
+    with Waits() as watch:
+        for trainer.step in (0, 9, 10):  # tinygan's adversarial step is one in five
+            trainer.train_step(batches)
+        assert not watch.seen
+        bool(torch.isfinite(trainer.sums.popitem()[1]))
+    assert watch.seen  # it would have been noticed
+
+
 # ----------------------------------------------------------------------------------------------------------------- torch.compile
 
 #: two of them quickly: with BatchNorm, with spectral norm; the rest takes a minute
@@ -302,3 +343,34 @@ def test_a_machine_without_a_compiler_is_told_before_anything_is_trained(tiny_te
     with pytest.raises(MissingError, match=r"--compile: nothing can be compiled here \(No working C\+\+ compiler found\)"):
         make_plan(Request(str(tiny_teacher), "mse", out=tmp_path / "run", device="cpu", compiled=True))
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- folded teachers
+
+
+@pytest.mark.parametrize(("family", "variant"), [("dcgan", 1), ("sngan", 2), ("biggan", 0), ("unet", 0)])
+def test_a_teacher_draws_with_its_norms_folded_and_stays_as_it_is(family, variant):
+    gan = small_gan(family, SMALL[family][variant])
+    hashed, given = gan.sha256(), gan.sample(4, torch.Generator().manual_seed(0))
+    lighter = folded(gan)
+    assert len(lighter.generator.state_dict()) < len(gan.generator.state_dict())
+    assert torch.allclose(lighter.generator(*given), gan.generator(*given), atol=1e-5)
+    assert gan.sha256() == hashed
+    assert lighter.discriminator is gan.discriminator
+
+
+def test_a_teacher_without_norms_or_of_a_family_of_somebody_s_own_is_not_folded():
+    plain = small_gan("mlp", SMALL["mlp"][0])
+    assert folded(plain) is plain
+    own = small_gan("dcgan", SMALL["dcgan"][0])
+    own.family = dataclasses.replace(own.family, name="dcgan", options=frozenset())
+    assert folded(own) is own
+
+
+def test_a_run_folds_a_live_teacher_and_records_the_one_it_was_given(tiny_teacher, tiny_data, tmp_path):
+    plan = plan_of("joint", tiny_teacher, tiny_data, tmp_path / "run", steps=2)
+    batches = running._batches(plan, plan.recipe.schedule)
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in plan.teacher.generator.modules())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in batches.teacher.generator.modules())
+    assert plan.identity["teacher"]["sha256"] == plan.teacher.sha256()
+    assert len(running._frozen(plan, batches)) == 3  # the generator, the folded one, and the discriminator of both

@@ -19,6 +19,7 @@ from gancompress.errors import UsageError
 from gancompress.gan import GAN, Batch
 from gancompress.losses.base import DistillationLoss, Weights
 from gancompress.losses.gan import GAMES
+from gancompress.speed import sent
 
 HINGE = GAMES["hinge"]
 
@@ -81,7 +82,7 @@ class TinyganBlackbox(DistillationLoss):
         images, labels = self.real(batch)
         # the loop seeds torch's own numbers in each step
         seeded = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        z = ranks.rows(len(images), lambda n: self.latents.sample(n, seeded)[0]).to(images.device)
+        z = sent(ranks.rows(len(images), lambda n: self.latents.sample(n, seeded)[0]), images.device)
         made: Tensor = self.student.generator(z, labels)
         return made, labels
 
