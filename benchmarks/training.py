@@ -41,6 +41,7 @@ from gancompress.errors import GanCompressError
 from gancompress.families import FAMILIES
 from gancompress.loading import load_gan
 from gancompress.planning import Plan
+from gancompress.running import _frozen
 from gancompress.speed import applied
 
 Variant = Callable[[], object]
@@ -87,7 +88,7 @@ def take_turns(
 
 def step_of(plan: Plan) -> Variant:
     trainer, batches = trainer_of(plan)
-    networks = [*trainer.trained, *(plan.teacher.networks.values() if plan.teacher else ())]
+    networks = [*trainer.trained, *_frozen(plan, batches)]
 
     def step() -> None:
         with applied(networks, plan.recipe.precision, plan.compiler):

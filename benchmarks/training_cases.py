@@ -18,6 +18,7 @@ from gancompress.gan import GAN
 from gancompress.loop import Trainer
 from gancompress.planning import Plan, make_plan
 from gancompress.request import Request
+from gancompress.running import _batches
 
 #: images of the data set that stands for real ones: noise, which takes as long
 DATA = 256
@@ -135,13 +136,7 @@ def plan_of(teacher: str, data: str, recipe: str, batch: int, device: torch.devi
 
 def trainer_of(plan: Plan) -> tuple[Trainer, Batches]:
     """As a run begins."""
-    taught = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
-    schedule, recipe = plan.recipe.schedule, plan.recipe
-    pool = schedule.teacher_pool if taught else 0
-    batches = Batches(
-        taught or plan.student, plan.teacher, plan.images, schedule, mirror=recipe.data.mirror, seed=recipe.seed, pool=pool, device=plan.device
-    )  # fmt: skip
-    return Trainer(plan.trained, plan.loss, recipe), batches
+    return Trainer(plan.trained, plan.loss, plan.recipe), _batches(plan, plan.recipe.schedule)
 
 
 def drawing(plan: Plan) -> Draw:
