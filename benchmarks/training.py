@@ -1,6 +1,6 @@
 """Training speed of each recipe and family on this device, as ratios in one run: ours, a plain loop, the reference's step.
 
-    python benchmarks/training.py [--device auto] [--size small] [--families dcgan,stylegan2] [--recipes mse,dgl] [--seconds 4]
+    python benchmarks/training.py [--device auto] [--size small] [--families dcgan,stylegan2] [--recipes mse,dgl] [--switches bf16] [--seconds 4]
                                   [--reference tinygan=PATH] [--reference dgl=PATH] [--reference rosinality=PATH]
 
 Ours is the loop of `gancompress distill`, batches included; plain is plain_loops.py on copies of the same networks; a reference is a checkout's own
@@ -41,6 +41,8 @@ from gancompress.errors import GanCompressError
 from gancompress.families import FAMILIES
 from gancompress.loading import load_gan
 from gancompress.planning import Plan
+from gancompress.running import _frozen
+from gancompress.speed import applied
 
 Variant = Callable[[], object]
 #: shares of the width of the students whose latency is taken
@@ -86,7 +88,13 @@ def take_turns(
 
 def step_of(plan: Plan) -> Variant:
     trainer, batches = trainer_of(plan)
-    return lambda: trainer.train_step(batches)
+    networks = [*trainer.trained, *_frozen(plan, batches)]
+
+    def step() -> None:
+        with applied(networks, plan.recipe.precision, plan.compiler):
+            trainer.train_step(batches)
+
+    return step
 
 
 def period_of(plan: Plan) -> int:
@@ -98,6 +106,20 @@ def rates(times: dict[str, dict[str, float]], batch: int) -> dict[str, dict[str,
     return {name: {"images_per_s": round(batch / t["seconds"], 2)} | {k: t[k] for k in ("ratio", "ratio_median", "rounds")} for name, t in times.items()}
 
 
+def ours(build: Callable[[list[tuple[str, Any]], bool], Plan], recipe: str, batch: int, switches: list[str]) -> tuple[dict[str, Variant], dict[str, str]]:
+    """(steps of the recipe as it is and with each switch, why a switch is refused)."""
+    variants: dict[str, Variant] = {"ours": step_of(build([], False))}
+    refused = {}
+    for name in switches:
+        switch = SWITCHES[name]
+        if recipe in switch.recipes:
+            try:
+                variants[name] = step_of(build(switch.changes(batch), switch.compiled))
+            except GanCompressError as error:
+                refused[name] = str(error)
+    return variants, refused
+
+
 def measure(family: str, recipe: str, case: tuple[str, str], batch: int, peak_rate: float, args: argparse.Namespace) -> dict[str, Any]:
     """One row: rates of ours, of its switches and of the plain loop, the step's parts and its share of the peak."""
     device, (teacher, data) = args.where, case
@@ -106,10 +128,7 @@ def measure(family: str, recipe: str, case: tuple[str, str], batch: int, peak_ra
         plan = plan_of(teacher, data, recipe, batch, device)
     except GanCompressError as error:
         return row | {"refused": str(error).replace(teacher, Path(teacher).name)}
-    variants: dict[str, Variant] = {"ours": step_of(plan_of(teacher, data, recipe, batch, device))}
-    for name, switch in SWITCHES.items():
-        if recipe in switch.recipes:
-            variants[name] = step_of(plan_of(teacher, data, recipe, batch, device, switch.changes(batch)))
+    variants, refused = ours(lambda changes, compiled: plan_of(teacher, data, recipe, batch, device, changes, compiled), recipe, batch, args.switches)
     variants["plain"] = plain_loop(plan, drawing(plan))
     period = period_of(plan)
     if "reused" in variants:
@@ -117,7 +136,12 @@ def measure(family: str, recipe: str, case: tuple[str, str], batch: int, peak_ra
             variants["reused"]()
     times = take_turns(variants, "plain", period, args.seconds, device)
     flops = flops_of(variants["ours"], period)
-    row |= {"rates": rates(times, batch), "flops_per_step": flops, "share_of_peak": round(flops / times["ours"]["seconds"] / peak_rate, 4)}
+    row |= {
+        "rates": rates(times, batch),
+        "refused_switches": refused,
+        "flops_per_step": flops,
+        "share_of_peak": round(flops / times["ours"]["seconds"] / peak_rate, 4),
+    }
     trainer, batches = trainer_of(plan)
     trainer.train_step(batches)  # the first one allocates
     trainer.step = 0
@@ -133,15 +157,21 @@ def against(name: str, path: Path, folder: Path, args: argparse.Namespace) -> di
     data = write_data(argparse.Namespace(resolution=theirs.resolution, nc=3, classes=theirs.classes), folder / f"{name}.npz")
     changes = dict(theirs.changes)
     batch = changes.pop("schedule.batch_size")
-    plan = plan_of(str(theirs.teacher), data, theirs.recipe, batch, device, changes.items())
     own = load_gan(str(theirs.student))
-    plan.student.generator.load_state_dict(own.generator.state_dict())
     assert own.discriminator is not None
-    plan.loss.critics["student"].load_state_dict(own.discriminator.state_dict())
+
+    def build(more: list[tuple[str, Any]], compiled: bool) -> Plan:
+        plan = plan_of(str(theirs.teacher), data, theirs.recipe, batch, device, [*changes.items(), *more], compiled)
+        plan.student.generator.load_state_dict(own.generator.state_dict())
+        plan.loss.critics["student"].load_state_dict(own.discriminator.state_dict())
+        return plan
+
+    plan = build([], False)
+    variants, refused = ours(build, plan.recipe.loss, batch, [name for name in args.switches if name != "reused"])
     with contextlib.redirect_stdout(sys.stderr):
-        times = take_turns({"ours": step_of(plan), "reference": theirs.step}, "reference", period_of(plan), args.seconds, device, least=2)
+        times = take_turns(variants | {"reference": theirs.step}, "reference", period_of(plan), args.seconds, device, least=2)
     row = {"reference": REFERENCES[name][0], "family": plan.student.family.name, "recipe": theirs.recipe, "batch_size": batch, "remark": theirs.remark}
-    return row | {"rates": rates(times, batch)}
+    return row | {"rates": rates(times, batch), "refused_switches": refused}
 
 
 def latencies(families: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -180,6 +210,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=list(SIZES), default="small", help="full: the papers' shapes, for a GPU")
     parser.add_argument("--families", default="", help=f"some of {', '.join(SIZES['small'])}")
     parser.add_argument("--recipes", default="", help=f"some of {', '.join(RECIPES)}")
+    parser.add_argument("--switches", help=f"rows beside the recipes as they are, some of {', '.join(SWITCHES)}; all on a GPU, else reused")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long the variants of a row take turns, at least")
     parser.add_argument("--reference", action="append", default=[], metavar="NAME=PATH", help=f"a checkout of {', '.join(REFERENCES)}; may be repeated")
     parser.add_argument("--evaluator-images", type=int, default=16, help="0: the evaluator is left out")
@@ -192,6 +223,8 @@ def arguments() -> argparse.Namespace:
     if absent := [path for path in args.checkouts.values() if not Path(path).is_dir()]:
         parser.error(f"--reference: no folder {absent[0]!r}")
     args.where = choose_device(args.device)
+    wanted = args.switches if args.switches is not None else "" if args.where.type == "cuda" else "reused"
+    args.switches = chosen(wanted, SWITCHES, "--switches", parser)
     return args
 
 

@@ -18,6 +18,7 @@ from gancompress.gan import GAN
 from gancompress.loop import Trainer
 from gancompress.planning import Plan, make_plan
 from gancompress.request import Request
+from gancompress.running import _batches
 
 #: images of the data set that stands for real ones: noise, which takes as long
 DATA = 256
@@ -64,15 +65,21 @@ AT_ONCE: dict[str, list[tuple[str, Any]]] = {
 
 
 class Switch(NamedTuple):
-    """A row beside the recipe as it is: what it changes, given the batch size, and for which recipes."""
+    """A row beside the recipe as it is: what it changes, given the batch size, for which recipes, and whether the networks are compiled."""
 
     changes: Callable[[int], list[tuple[str, Any]]]
     recipes: Container[str] = RECIPES
+    compiled: bool = False
 
 
 #: a speed switch is one line here
 SWITCHES: dict[str, Switch] = {
     "reused": Switch(lambda batch: [("schedule.teacher_pool", POOL * batch)], ("mse",)),
+    "tf32": Switch(lambda _: [("precision", "tf32")]),
+    "bf16": Switch(lambda _: [("precision", "bf16")]),
+    "fp16": Switch(lambda _: [("precision", "fp16")]),
+    "compile": Switch(lambda _: [], compiled=True),
+    "bf16-compile": Switch(lambda _: [("precision", "bf16")], compiled=True),
 }
 
 
@@ -114,13 +121,13 @@ def write_data(arch: Any, path: Path, paired: bool = False) -> str:
     return str(path)
 
 
-def plan_of(teacher: str, data: str, recipe: str, batch: int, device: torch.device, changes: Iterable[tuple[str, Any]] = ()) -> Plan:
+def plan_of(teacher: str, data: str, recipe: str, batch: int, device: torch.device, changes: Iterable[tuple[str, Any]] = (), compiled: bool = False) -> Plan:
     """The run of a recipe, its networks on the device."""
     overrides = [("schedule.batch_size", batch), ("schedule.accumulate", 1), *AT_ONCE.get(recipe, []), *changes]
     given = {} if recipe == "mse" and Path(teacher).stem not in TRANSLATORS else {"data": data}
     name = "dgl-biggan" if recipe == "dgl" and "biggan" in Path(teacher).name else recipe
     out = Path(mkdtemp(dir=Path(teacher).parent)) / "run"
-    plan = make_plan(Request(teacher, name, overrides=overrides, out=out, device=str(device), **given))
+    plan = make_plan(Request(teacher, name, overrides=overrides, out=out, device=str(device), compiled=compiled, **given))
     for part in (plan.teacher, plan.student, plan.loss):
         if part is not None:
             part.to(device)
@@ -129,13 +136,7 @@ def plan_of(teacher: str, data: str, recipe: str, batch: int, device: torch.devi
 
 def trainer_of(plan: Plan) -> tuple[Trainer, Batches]:
     """As a run begins."""
-    taught = plan.teacher if plan.teacher and "teacher_images" in plan.loss.needs else None
-    schedule, recipe = plan.recipe.schedule, plan.recipe
-    pool = schedule.teacher_pool if taught else 0
-    batches = Batches(
-        taught or plan.student, plan.teacher, plan.images, schedule, mirror=recipe.data.mirror, seed=recipe.seed, pool=pool, device=plan.device
-    )  # fmt: skip
-    return Trainer(plan.trained, plan.loss, recipe), batches
+    return Trainer(plan.trained, plan.loss, plan.recipe), _batches(plan, plan.recipe.schedule)
 
 
 def drawing(plan: Plan) -> Draw:

@@ -77,11 +77,11 @@ def time_split(plan: Plan, trainer: Trainer, batches: Batches, steps: int) -> di
     networks in it and Adam. ``data``: seeds, latents and real images.
     """
     clock = Clock(plan.device)
-    if plan.teacher:
-        for net in plan.teacher.networks.values():
-            for method in ("forward", "features"):
-                if hasattr(net, method):
-                    clock.around(net, method, "teacher")
+    teachers = [gan for gan in (plan.teacher, batches.teacher) if gan]  # images are drawn from a folded copy
+    for net in {id(net): net for gan in teachers for net in gan.networks.values()}.values():
+        for method in ("forward", "features"):
+            if hasattr(net, method):
+                clock.around(net, method, "teacher")
     for method in ("forward", "features", "styles"):
         if hasattr(trainer.student, method):
             clock.around(trainer.student, method, "student")

@@ -48,13 +48,13 @@ def _parts(measured: list[dict[str, Any]]) -> list[str]:
 def _references(found: list[dict[str, Any]]) -> list[str]:
     rows = []
     for row in found:
-        if "rates" in row:
-            ours, theirs = row["rates"]["ours"], row["rates"]["reference"]
-            figures = (f"{ours['images_per_s']:g}", f"{theirs['images_per_s']:g}", _ratio(ours), row["remark"])
-            rows.append((row["reference"], row["recipe"], *figures))
-        else:
-            rows.append((row["reference"], "", "", "", "", row["left_out"]))
-    return _grid(("reference", "recipe", "ours, images/s", "theirs", "ratio", ""), rows)
+        for name, ours in row.get("rates", {}).items():
+            if name != "reference":
+                theirs = row["rates"]["reference"]
+                rows.append((row["reference"], row["recipe"], name, f"{ours['images_per_s']:g}", f"{theirs['images_per_s']:g}", _ratio(ours), row["remark"]))
+        if "left_out" in row:
+            rows.append((row["reference"], "", "", "", "", "", row["left_out"]))
+    return _grid(("reference", "recipe", "row", "images/s", "theirs", "ratio", ""), rows)
 
 
 def _latency(found: list[dict[str, Any]]) -> list[str]:
@@ -79,6 +79,8 @@ def table(found: dict[str, Any]) -> str:
     if evaluator := found.get("evaluator"):
         ratios = " and ".join(f"{evaluator[f'ratio_to_torch_fidelity_{n}']:.2f} times torch-fidelity's at a batch of {n}" for n in (64, 8))
         lines += [f"Evaluator: {evaluator['images_per_s']['ours']:g} images/s, {ratios}.", ""]
-    if refused := [row for row in found["rows"] if "refused" in row]:
-        lines += ["Not measured, in the plan's words:", "", *(f"- {row['family']} {row['recipe']}: {row['refused']}" for row in refused)]
+    refused = [f"- {row['family']} {row['recipe']}: {row['refused']}" for row in found["rows"] if "refused" in row]
+    refused += sorted({f"- {name}: {why}" for row in found["rows"] for name, why in row.get("refused_switches", {}).items()})
+    if refused:
+        lines += ["Not measured, in the plan's words:", "", *refused]
     return "\n".join(lines).rstrip() + "\n"

@@ -67,6 +67,15 @@ def test_a_recipe_that_a_family_cannot_have_is_told_in_the_plan_s_words(scripts,
     assert found["rows"][0]["refused"] in table
 
 
+def test_a_switch_is_a_row_of_its_own_and_one_that_the_device_has_not_is_told_in_the_plan_s_words(scripts, monkeypatch, tmp_path):
+    found, table = run(scripts, monkeypatch, tmp_path, "--families", "dcgan", "--recipes", "scratch", "--switches", "bf16,tf32")
+    row = found["rows"][0]
+    assert set(row["rates"]) == {"ours", "bf16", "plain"}
+    assert "--precision tf32" in row["refused_switches"]["tf32"]
+    assert row["refused_switches"]["tf32"] in table
+    assert "| dcgan | scratch | bf16 | 4 |" in table
+
+
 def test_an_unknown_reference_is_refused(scripts, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(scripts, monkeypatch, tmp_path, "--reference", "tinygan2=here")
