@@ -48,7 +48,8 @@ def save_rows(path: Path, rows: list[tuple[str, Tensor]], gaps_after: Collection
     """Labelled rows of images (N, C, H, W) in [-1, 1] as a PNG; small images are enlarged to about 64 pixels."""
     scale = scale or max(1, round(64 / rows[0][1].shape[3]))
     tiles = [_tile(images, scale) for _, images in rows]
-    margin, gap = (58 if any(label for label, _ in rows) else 0), 6
+    gap, widest = 6, max(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(label) for label, _ in rows)
+    margin = max(58, round(widest) + 10) if widest else 0
     height = sum(t.height for t in tiles) + gap * len(gaps_after)
     canvas = Image.new("RGB", (margin + max(t.width for t in tiles), height), "white")
     pen, y = ImageDraw.Draw(canvas), 0

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from matplotlib import pyplot
+from PIL import Image
 
-from gancompress.report import save_curves
+from gancompress.report import save_curves, save_rows
 
 
 def drawn(tmp_path, monkeypatch, *entries):
@@ -47,3 +49,13 @@ def test_a_log_without_terms_has_no_curves(entries, tmp_path, monkeypatch):
 def test_a_term_of_the_way_back_is_drawn_with_that_of_the_way_there(tmp_path, monkeypatch):
     panels = drawn(tmp_path, monkeypatch, {"step": 1, "kimg": 1.0, "cycle": 4.0, "cycle_back": 3.0})
     assert {name: panel[0] for name, panel in panels.items()} == {"cycle": {"cycle": [(1.0, 4.0)], "cycle back": [(1.0, 3.0)]}}
+
+
+def test_a_long_label_does_not_cover_the_pictures(tmp_path):
+    white, black = torch.ones(1, 3, 64, 64), -torch.ones(1, 3, 64, 64)
+    save_rows(tmp_path / "rows.png", [("a label of many words", white), ("b", white)])
+    with Image.open(tmp_path / "rows.png") as picture:
+        assert picture.crop((picture.width - 64, 0, picture.width, 128)).getextrema() == ((255, 255),) * 3
+    save_rows(tmp_path / "short.png", [("b", black)])
+    with Image.open(tmp_path / "short.png") as picture:
+        assert picture.width == 58 + 64
