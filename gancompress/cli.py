@@ -46,12 +46,13 @@ app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # to draw boxes around help would take as long as all the rest
     pretty_exceptions_show_locals=False,
     help="Compress a pretrained GAN: distil a narrower student from the checkpoint you have.",
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 unsafe or unsupported checkpoint, 4 missing data, weights or network, "
     "5 diverged, 6 threshold or parity failed, 75 stopped by a signal and saved, 130 Ctrl-C and saved.",
 )
-recipes_app = typer.Typer(cls=_Group, help="List, show or copy the recipes.", invoke_without_command=True)
+recipes_app = typer.Typer(cls=_Group, help="List, show or copy the recipes.", invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 
 Discriminator = Annotated[Optional[str], typer.Option("--discriminator", help="File of the discriminator, where it lies apart.")]  # noqa: UP045
