@@ -49,8 +49,7 @@ CASES = {
     "dgl": ("dgl", "stylegan2", {"weights.guide_from_kimg": "auto", "weights.r1_every": 4, "student.init": "slice"}),
     "imitate": ("imitate", "stylegan2", {"weights.resolutions": [4], "weights.d_inter": 0.2, "weights.d_out": 0.2}),
     "tinygan-blackbox": ("tinygan-blackbox", "dcgan", {"student.family": "dcgan", "student.arch": {**DCGAN, "g_widths": [4], "d_widths": [4]}}),
-    # seed 0 agrees over 100 steps with two processes; with four it parts from one process's run between the 40th step and the 100th
-    "portable-i2i": ("portable-i2i", "unet", {"seed": 1}),
+    "portable-i2i": ("portable-i2i", "unet", {}),
 }
 
 
@@ -62,8 +61,9 @@ def sources(tmp_path_factory):
         "dcgan": make_gan(**DCGAN),
         "stylegan2": small_gan("stylegan2", STYLED),
         "stylegan3": small_gan("stylegan3", {"resolution": 16, "nz": 4, "w_dim": 8, "widths": (6, 4, 4), "margin": 2}),
+        # no norm in this small critic: InstanceNorm over a few nearly constant pixels blows rounding up a thousandfold (docs/scaling.md)
         "unet": small_gan("unet", {"resolution": 16, "nc": 1, "nc_in": 1, "g_widths": (4, 6, 6), "g_norm": "instance", "g_bias": False, "dropout": True}
-                          | {"d_widths": (4, 8), "d_norm": "instance-affine", "d_bias": False, "d_nc": 2}),
+                          | {"d_widths": (4, 8), "d_norm": "none", "d_bias": True, "d_nc": 2}),
     }  # fmt: skip
     for name, gan in made.items():
         save_networks(folder / f"{name}.safetensors", gan.family, gan.arch, gan.networks, {})
