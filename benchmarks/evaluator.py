@@ -10,16 +10,16 @@ The last line printed is one JSON object.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import finish
+from common import finish, take_turns
 from torch import Tensor
 
 from gancompress import weights
@@ -51,17 +51,12 @@ def compare(weights_path: str | None, count: int, size: int, rounds: int, device
         return lambda: torch.cat([theirs(part)[0] for part in images.split(batch)])
 
     variants: dict[str, Callable[[], Tensor]] = {"torch_fidelity_64": stock(64), "torch_fidelity_8": stock(8), "ours": lambda: ours(images)[0]}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
     found: dict[str, Tensor] = {}
-    for _ in range(rounds):
-        for name, extract in variants.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            found[name] = extract()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+
+    def kept(name: str) -> None:
+        found[name] = variants[name]()
+
+    seconds = take_turns({name: partial(kept, name) for name in variants}, rounds, device)
     best = {name: min(times) for name, times in seconds.items()}
     difference = float((found["ours"] - found["torch_fidelity_64"]).norm() / found["torch_fidelity_64"].norm())
     result = {"images": count, "size": size, "rounds": rounds, "weights": Path(weights_path).name if weights_path else "random"}

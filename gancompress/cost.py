@@ -132,17 +132,20 @@ def generator_cost(family: Family, arch: Any) -> Cost:
 def network_cost(net: nn.Module, inputs: tuple[Any, ...]) -> Cost:
     """Cost of a network at the given inputs."""
     at_input, at_output = macs(net, inputs)
-    stored = sum(t.numel() * t.element_size() for t in net.state_dict().values())
-    return Cost(sum(p.numel() for p in net.parameters()), at_input, at_output, stored)
+    return Cost(sum(p.numel() for p in net.parameters()), at_input, at_output, _stored(net))
+
+
+def _stored(net: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in net.state_dict().values())
 
 
 def gan_cost(gan: GAN) -> Cost:
     """Cost of a built generator, on its own device."""
     device = next((p.device for p in gan.generator.parameters()), torch.device("cpu"))
-    inputs, condition = gan.sample(1, torch.Generator().manual_seed(0))
     training = gan.generator.training
     gan.generator.eval()  # in training mode a forward pass would move the statistics of BatchNorm
-    found = network_cost(gan.generator, (inputs.to(device), None if condition is None else condition.to(device)))
+    found = network_cost(gan.generator, _given(gan, 1, device))
     gan.generator.train(training)
     return found
 
@@ -180,7 +183,7 @@ def peak_memory(gan: GAN, batch_size: int, device: torch.device) -> int:
     As torch's allocators tell it: on a GPU its own count, on a CPU through the profiler.
     """
     net, args = gan.generator, _given(gan, batch_size, device)
-    stored = sum(t.numel() * t.element_size() for t in net.state_dict().values())
+    stored = _stored(net)
     net(*args)  # what is set up once is no part of it
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)

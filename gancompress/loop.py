@@ -214,7 +214,7 @@ class Trainer:
         """
         schedule, loss = self.recipe.schedule, self.loss
         share = self.recipe.optim.share(self.step / schedule.steps)
-        _seed(seed_for(self.recipe.seed, self.attempt, STEP, self.step), self.first_bad.device)
+        _seed(seed_for(self.recipe.seed, self.attempt, STEP, self.step), self.device)
         last = schedule.d_steps - 1
         shared: list[tuple[Batch, Tensor]] = []
 

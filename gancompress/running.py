@@ -139,7 +139,8 @@ def _out_of_memory(plan: Plan, reporter: Reporter) -> GanCompressError:
         return GanCompressError(said, f"try --batch-size {max(1, size // 2)} in a new --out")
 
     def attempt(part: int) -> None:
-        numbers = schedule.model_copy(update={"batch_size": part * parts, "teacher_pool": schedule.teacher_pool // part * part})
+        smaller = part * parts
+        numbers = schedule.model_copy(update={"batch_size": smaller, "teacher_pool": schedule.teacher_pool // smaller * smaller})
         trainer = Trainer(plan.trained, plan.loss, plan.recipe.model_copy(update={"schedule": numbers}))
         batches = _batches(plan, numbers)
         with speed.applied([*trainer.trained, *_frozen(plan, batches)], plan.recipe.precision, plan.compiler):
